@@ -1,0 +1,1 @@
+"""Kernels on one block in memory: Arrow, NumPy, pandas, sparse; never Dask."""

@@ -1,0 +1,109 @@
+"""Statistics of a block about X and y together: cross products, and moments by class."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from dpipe.blocks.statistics import Moments
+from dpipe.blocks.table import Block, codes, numbers
+from dpipe.blocks.threads import single_threaded_blas
+
+
+def target_matrix(y: Any) -> np.ndarray:
+    """Give y as float64 of shape (n_rows, n_targets)."""
+    values = np.asarray(y, dtype=np.float64)
+    return values.reshape(-1, 1) if values.ndim == 1 else values
+
+
+@dataclass(frozen=True)
+class CrossProducts:
+    """Centred cross products of X and y, weighted: all that least squares needs.
+
+    References
+    ----------
+    Chan, Golub, LeVeque (1979), the update formula for covariances.
+    """
+
+    n_rows: int
+    weight: float
+    x_mean: np.ndarray
+    y_mean: np.ndarray
+    xx: np.ndarray
+    """Sum over rows of w (x - mean)(x - mean)'; shape (n_features, n_features)."""
+    xy: np.ndarray
+    """Of shape (n_features, n_targets)."""
+    dtype: np.dtype[Any]
+    sparse: bool
+    y_is_1d: bool
+
+    @classmethod
+    def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` of shape (n_rows,) or (n_rows, n_targets)."""
+        matrix, target = numbers(X), target_matrix(y)
+        is_sparse = bool(sp.issparse(matrix))
+        values = matrix.astype(np.float64)
+        weights = np.ones(len(target)) if w is None else np.asarray(w, dtype=np.float64)
+        total = float(weights.sum())
+        safe = total or 1.0
+        with single_threaded_blas():
+            x_mean = np.asarray(values.T @ weights).reshape(-1) / safe
+            y_mean = (target.T @ weights) / safe
+            dy = (target - y_mean) * weights[:, None]
+            if is_sparse:
+                # centring would fill the matrix: subtract the means from the products instead
+                weighted = sp.diags_array(weights) @ values
+                xx = (values.T @ weighted).toarray() - total * np.outer(x_mean, x_mean)
+                xy = np.asarray(values.T @ dy)
+            else:
+                dx = values - x_mean
+                xx = dx.T @ (dx * weights[:, None] if w is not None else dx)
+                xy = dx.T @ dy
+        return cls(
+            len(target), total, x_mean, y_mean, xx, xy, matrix.dtype, is_sparse, np.ndim(y) == 1
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Join with the cross products of later rows."""
+        weight = self.weight + other.weight
+        share = other.weight / (weight or 1.0)
+        dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
+        both = self.weight * share
+        return type(self)(
+            self.n_rows + other.n_rows,
+            weight,
+            self.x_mean + dx * share,
+            self.y_mean + dy * share,
+            self.xx + other.xx + both * np.outer(dx, dx),
+            self.xy + other.xy + both * np.outer(dx, dy),
+            np.result_type(self.dtype, other.dtype),
+            self.sparse or other.sparse,
+            self.y_is_1d,
+        )
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Moments of X for each label of y."""
+
+    by_class: dict[Any, Moments]
+    label_dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` is of shape (n_rows,)."""
+        matrix = numbers(X)
+        labels = codes(np.asarray(y).reshape(-1, 1), 0)
+        found = {}
+        for code, label in enumerate(labels.values):
+            rows = np.flatnonzero(labels.codes == code)
+            found[label] = Moments.of(matrix[rows], None, None if w is None else np.asarray(w)[rows])
+        return cls(found, labels.dtype)
+
+    def merge(self, other: Self) -> Self:
+        """Join with the moments of later rows."""
+        both = dict(self.by_class)
+        for label, moments in other.by_class.items():
+            both[label] = both[label].merge(moments) if label in both else moments
+        return type(self)(both, np.result_type(self.label_dtype, other.label_dtype))

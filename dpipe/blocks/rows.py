@@ -1,0 +1,92 @@
+"""The rows of one block, with their targets and weights, and the tally of what was read."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from dpipe.blocks.table import Block, n_rows, nbytes
+from dpipe.errors import BlockMismatchError, InputError
+
+
+class Rows(NamedTuple):
+    """One block of a data set."""
+
+    X: Block
+    y: np.ndarray | None
+    w: np.ndarray | None
+    ordered: bool = False
+    """Whether the rows stand in the order in which they are to be learned."""
+
+
+def as_target(values: Any) -> np.ndarray | None:
+    """Give y or weights as NumPy: of shape (n_rows,), or (n_rows, n_targets)."""
+    if values is None or isinstance(values, np.ndarray):
+        return values
+    if isinstance(values, pa.ChunkedArray):
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        return np.asarray(values.to_pandas())
+    if isinstance(values, pd.Series) and isinstance(values.dtype, pd.CategoricalDtype):
+        return np.asarray(values)
+    if isinstance(values, pd.Series | pd.DataFrame):
+        return values.to_numpy()
+    raise InputError(f"y is a {type(values).__name__}; it must be a column, a series or an array.")
+
+
+def checked(rows: Rows, where: str) -> Rows:
+    """Check that a block's X, y and weights have as many rows as each other."""
+    n = n_rows(rows.X)
+    for name, other in (("y", rows.y), ("sample_weight", rows.w)):
+        if other is not None and len(other) != n:
+            raise BlockMismatchError(
+                f"{where}: X has {n:,} rows, but {name} has {len(other):,}. Take X and {name} from the same "
+                f"frame, or give {name} as the name of a column of X."
+            )
+    return rows
+
+
+def peak_nbytes() -> int:
+    """Peak resident memory of this process since it started, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one pass read, added up over its blocks."""
+
+    n_blocks: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    """Decoded bytes."""
+    busy_s: float = 0.0
+    """Seconds of work, added up over all workers."""
+    started: float = float("inf")
+    ended: float = 0.0
+    """First start and last end, in seconds of Unix time."""
+    peak_nbytes: int = 0
+    """Largest peak memory of a worker process."""
+
+    @classmethod
+    def of(cls, rows: Rows, started: float) -> Self:
+        """Tally one block whose work began at `started`."""
+        now = time.time()
+        return cls(1, n_rows(rows.X), nbytes(rows.X), now - started, started, now, peak_nbytes())
+
+    def merge(self, other: Self) -> Self:
+        """Add another tally."""
+        return type(self)(
+            self.n_blocks + other.n_blocks,
+            self.rows + other.rows,
+            self.nbytes + other.nbytes,
+            self.busy_s + other.busy_s,
+            min(self.started, other.started),
+            max(self.ended, other.ended),
+            max(self.peak_nbytes, other.peak_nbytes),
+        )

@@ -1,0 +1,269 @@
+"""Statistics of a block that can be merged: what a fit remembers of the rows it has seen.
+
+Each has `of`, which reads one block, and `merge`, which joins two results: a monoid, so any
+tree over the blocks gives a fit. A fixed tree gives the same bits every time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from dpipe.blocks.table import Block, codes, n_columns, n_rows, numbers
+
+
+class Statistic(Protocol):
+    """What can be computed from a block and merged."""
+
+    def merge(self, other: Self) -> Self:
+        """Join with the statistic of later rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of each column; NaN is left out.
+
+    References
+    ----------
+    Chan, Golub, LeVeque (1979), Updating formulae and a pairwise algorithm for computing
+    sample variances.
+    """
+
+    n_rows: int
+    count: np.ndarray
+    """Observed values, or the sum of their weights; float64 of shape (n_columns,)."""
+    observed: np.ndarray
+    """Observed values, never weighted; int64 of shape (n_columns,)."""
+    mean: np.ndarray
+    m2: np.ndarray
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block."""
+        matrix = numbers(X)
+        if sp.issparse(matrix):
+            return cls._of_sparse(matrix, w)
+        k = matrix.shape[1]
+        count, mean, m2 = np.zeros(k), np.zeros(k), np.zeros(k)
+        observed = np.zeros(k, dtype=np.int64)
+        for j in range(k):
+            observed[j], count[j], mean[j], m2[j] = _column_moments(matrix[:, j], w)
+        return cls(len(matrix), count, observed, mean, m2, matrix.dtype)
+
+    @classmethod
+    def _of_sparse(cls, matrix: Any, w: np.ndarray | None) -> Self:
+        n, k = matrix.shape
+        weights = np.ones(n) if w is None else np.asarray(w, dtype=np.float64)
+        of_entry = np.repeat(weights, np.diff(matrix.indptr))
+        values = matrix.data.astype(np.float64)
+        missing = np.isnan(values)
+        lost = np.bincount(matrix.indices[missing], of_entry[missing], minlength=k)
+        absent = np.bincount(matrix.indices[missing], minlength=k)
+        values, of_entry, at = values[~missing], of_entry[~missing], matrix.indices[~missing]
+        count = weights.sum() - lost
+        safe = np.where(count > 0, count, 1.0)
+        mean = np.bincount(at, values * of_entry, minlength=k) / safe
+        stored = np.bincount(at, of_entry, minlength=k)
+        m2 = np.bincount(at, of_entry * (values - mean[at]) ** 2, minlength=k) + (count - stored) * mean**2
+        return cls(n, count, n - absent, mean, m2, matrix.dtype)
+
+    def merge(self, other: Self) -> Self:
+        """Join with the moments of later rows."""
+        count = self.count + other.count
+        safe = np.where(count > 0, count, 1.0)
+        delta = other.mean - self.mean
+        return type(self)(
+            self.n_rows + other.n_rows,
+            count,
+            self.observed + other.observed,
+            self.mean + delta * (other.count / safe),
+            self.m2 + other.m2 + delta**2 * (self.count * other.count / safe),
+            np.result_type(self.dtype, other.dtype),
+        )
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Population variance of each column; NaN where nothing was observed."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.m2 / self.count
+
+
+def _column_moments(column: np.ndarray, w: np.ndarray | None) -> tuple[int, float, float, float]:
+    """Observed, count, mean and m2 of one column, in two sweeps so that nothing cancels."""
+    values = column.astype(np.float64)
+    missing = np.isnan(values)
+    if missing.any():
+        values = values[~missing]
+    observed = len(values)
+    if observed == 0:
+        return 0, 0.0, 0.0, 0.0
+    if w is None:
+        mean = float(values.sum()) / observed
+        values -= mean
+        correction = float(values.sum())
+        np.square(values, out=values)
+        return observed, float(observed), mean, float(values.sum()) - correction**2 / observed
+    weights = np.asarray(w, dtype=np.float64)[~missing] if missing.any() else np.asarray(w, dtype=np.float64)
+    total = float(weights.sum())
+    if total == 0:
+        return observed, 0.0, 0.0, 0.0
+    mean = float((values * weights).sum()) / total
+    return observed, total, mean, float((weights * (values - mean) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Smallest and largest value of each column; NaN is left out, and stands for "nothing observed"."""
+
+    n_rows: int
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block."""
+        matrix = numbers(X)
+        if sp.issparse(matrix):
+            matrix = matrix.toarray(order="F")
+        observed = (~np.isnan(matrix)).sum(axis=0)
+        if len(matrix) == 0:
+            nothing = np.full(matrix.shape[1], np.nan, dtype=matrix.dtype)
+            return cls(0, observed, nothing, nothing)
+        # fmin and fmax prefer a number to NaN, without the warning of nanmin
+        return cls(len(matrix), observed, np.fmin.reduce(matrix, axis=0), np.fmax.reduce(matrix, axis=0))
+
+    def merge(self, other: Self) -> Self:
+        """Join with the extremes of later rows."""
+        return type(self)(
+            self.n_rows + other.n_rows,
+            self.observed + other.observed,
+            np.fmin(self.low, other.low),
+            np.fmax(self.high, other.high),
+        )
+
+
+@dataclass(frozen=True)
+class Observed:
+    """How many values of each column are not missing."""
+
+    n_rows: int
+    observed: np.ndarray
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block."""
+        if sp.issparse(X):
+            return cls(n_rows(X), np.full(n_columns(X), n_rows(X)))
+        found = [int((codes(X, j).codes >= 0).sum()) for j in range(n_columns(X))]
+        return cls(n_rows(X), np.array(found, dtype=np.int64))
+
+    def merge(self, other: Self) -> Self:
+        """Join with later rows."""
+        return type(self)(self.n_rows + other.n_rows, self.observed + other.observed)
+
+
+@dataclass(frozen=True)
+class ValueCounts:
+    """How often each distinct value stands in each column."""
+
+    n_rows: int
+    counts: tuple[dict[Any, int], ...]
+    """For each column, its values and their counts, in order of appearance."""
+    n_missing: tuple[int, ...]
+    missing: tuple[Any, ...]
+    """What stands for missing in each column: NaN or None."""
+    dtypes: tuple[np.dtype[Any], ...]
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block."""
+        counts, n_missing, missing, dtypes = [], [], [], []
+        for j in range(n_columns(X)):
+            column = codes(X, j)
+            n = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values))
+            counts.append({v: int(c) for v, c in zip(column.values, n, strict=True) if c})
+            n_missing.append(int((column.codes < 0).sum()))
+            missing.append(column.missing)
+            dtypes.append(column.dtype)
+        return cls(n_rows(X), tuple(counts), tuple(n_missing), tuple(missing), tuple(dtypes))
+
+    def merge(self, other: Self) -> Self:
+        """Join with the counts of later rows."""
+        joined = []
+        for mine, theirs in zip(self.counts, other.counts, strict=True):
+            both = dict(mine)
+            for value, count in theirs.items():
+                both[value] = both.get(value, 0) + count
+            joined.append(both)
+        return type(self)(
+            self.n_rows + other.n_rows,
+            tuple(joined),
+            tuple(a + b for a, b in zip(self.n_missing, other.n_missing, strict=True)),
+            tuple(a if n else b for n, a, b in zip(self.n_missing, self.missing, other.missing, strict=True)),
+            tuple(np.result_type(a, b) for a, b in zip(self.dtypes, other.dtypes, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How often each label stands in y."""
+
+    of_y: ClassVar[bool] = True
+    """Needs no X: a pass that collects nothing else reads y alone."""
+    counts: dict[Any, int]
+    dtype: np.dtype[Any]
+    n_missing: int
+
+    @classmethod
+    def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` is of shape (n_rows,)."""
+        found = codes(np.asarray(y).reshape(-1, 1), 0)
+        n = np.bincount(found.codes[found.codes >= 0], minlength=len(found.values))
+        counts = {v: int(c) for v, c in zip(found.values, n, strict=True) if c}
+        return cls(counts, found.dtype, int((found.codes < 0).sum()))
+
+    def merge(self, other: Self) -> Self:
+        """Join with the labels of later rows."""
+        both = dict(self.counts)
+        for value, count in other.counts.items():
+            both[value] = both.get(value, 0) + count
+        return type(self)(both, np.result_type(self.dtype, other.dtype), self.n_missing + other.n_missing)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The distinct labels, sorted, as scikit-learn's `classes_`."""
+        return np.array(sorted(self.counts), dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Nonzeros:
+    """How many entries of a matrix are stored: its density."""
+
+    n_rows: int
+    stored: int
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block."""
+        return cls(n_rows(X), int(X.nnz) if sp.issparse(X) else n_rows(X) * n_columns(X))
+
+    def merge(self, other: Self) -> Self:
+        """Join with later rows."""
+        return type(self)(self.n_rows + other.n_rows, self.stored + other.stored)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """The state of an estimator that a third party has registered, with its own merge."""
+
+    state: Any
+    join: Callable[[Any, Any], Any]
+
+    def merge(self, other: Self) -> Self:
+        """Join with the state of later rows."""
+        return type(self)(self.join(self.state, other.state), self.join)

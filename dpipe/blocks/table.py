@@ -1,0 +1,251 @@
+"""One block of rows: whatever its kind, its columns as numbers or as codes.
+
+A block is a `pyarrow.Table` (strings as dictionary codes), a `pandas.DataFrame`, a 2-D
+`numpy.ndarray`, a `scipy.sparse` matrix in CSR form, or `Categories`. Numbers come out as
+one column-major matrix, because every statistic and every scaler works column by column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import scipy.sparse as sp
+
+from dpipe.errors import InputError
+
+Block = Any  # one of the kinds above; their only common base is `object`
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One column as integer codes into its distinct values; -1 is missing."""
+
+    codes: np.ndarray
+    """Of shape (n_rows,), integers."""
+    values: list[Any]
+    """The distinct values, in the order of their codes."""
+    dtype: np.dtype[Any]
+    """What NumPy would call the column: object for strings."""
+    missing: Any = np.nan
+    """What stands for a missing value in this column: NaN or None."""
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Several columns as codes, the block that flows from an imputer to an encoder."""
+
+    columns: tuple[Codes, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.columns[0].codes), len(self.columns)
+
+    def to_numpy(self) -> np.ndarray:
+        """The values as one array of shape (n_rows, n_columns), of dtype object if any column is."""
+        dtype = np.result_type(*(column.dtype for column in self.columns))
+        out = np.empty(self.shape, dtype=dtype, order="F")
+        for j, column in enumerate(self.columns):
+            lookup = np.empty(len(column.values) + 1, dtype=dtype)
+            lookup[:-1] = column.values
+            lookup[-1] = column.missing if dtype.kind in "fO" else 0
+            out[:, j] = lookup[column.codes]
+        return out
+
+
+def n_rows(block: Block) -> int:
+    """Count the rows of a block."""
+    return int(block.num_rows if isinstance(block, pa.Table) else block.shape[0])
+
+
+def n_columns(block: Block) -> int:
+    """Count the columns of a block."""
+    return int(block.num_columns if isinstance(block, pa.Table) else block.shape[1])
+
+
+def nbytes(block: Block) -> int:
+    """Count the bytes that a block holds."""
+    if isinstance(block, pd.DataFrame):
+        return int(block.memory_usage(deep=False, index=False).sum())
+    if isinstance(block, Categories):
+        return sum(column.codes.nbytes for column in block.columns)
+    if sp.issparse(block):
+        return int(block.data.nbytes + block.indices.nbytes + block.indptr.nbytes)
+    return int(block.nbytes)
+
+
+def select(block: Block, columns: Sequence[int]) -> Block:
+    """Take some columns of a block, by position."""
+    if isinstance(block, pa.Table):
+        return block.select(list(columns))
+    if isinstance(block, pd.DataFrame):
+        return block.iloc[:, list(columns)]
+    if isinstance(block, Categories):
+        return Categories(tuple(block.columns[j] for j in columns))
+    return block[:, list(columns)]
+
+
+def to_pandas(block: Block) -> Block:
+    """Give scikit-learn what it knows: a frame for a table, arrays as they are."""
+    if isinstance(block, pa.Table):
+        return table_to_pandas(block)
+    return block.to_numpy() if isinstance(block, Categories) else block
+
+
+def table_to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Convert a table to pandas, with plain strings where the table has dictionary codes."""
+    plain = pa.schema(
+        [
+            field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+            for field in table.schema
+        ]
+    )
+    frame: pd.DataFrame = table.cast(plain).to_pandas(use_threads=False)
+    return frame
+
+
+def float_dtype(dtypes: Sequence[Any]) -> np.dtype[Any]:
+    """Give the float type that scikit-learn would compute in for columns of these types.
+
+    Examples
+    --------
+    >>> float_dtype([np.dtype("float32"), np.dtype("float32")])
+    dtype('float32')
+    >>> float_dtype([np.dtype("int64"), np.dtype("float32")])
+    dtype('float64')
+    """
+    if not all(isinstance(dtype, np.dtype) for dtype in dtypes) or not len(dtypes):
+        return np.dtype("float64")
+    common = np.result_type(*dtypes)
+    return common if common.kind == "f" and common.itemsize <= 8 else np.dtype("float64")
+
+
+def numbers(block: Block) -> Block:
+    """Give the columns of a block as floats: column-major of shape (n_rows, n_columns), or CSR.
+
+    Missing values are NaN. A float array that is column-major already is returned as it is,
+    without a copy: callers must not write into the result.
+
+    Raises
+    ------
+    InputError
+        If a column is not numeric.
+    """
+    if sp.issparse(block):
+        return block if block.dtype.kind == "f" else block.astype(np.float64)
+    if isinstance(block, Categories):
+        block = block.to_numpy()
+    if isinstance(block, np.ndarray):
+        return _array_numbers(block)
+    columns = _columns(block)
+    out = np.empty((n_rows(block), len(columns)), dtype=float_dtype(_numpy_dtypes(block)), order="F")
+    for j, (name, column) in enumerate(columns):
+        try:
+            _fill(out[:, j], column)
+        except (TypeError, ValueError, pa.ArrowException) as err:
+            kind = column.type if isinstance(column, pa.ChunkedArray) else column.dtype
+            raise InputError(
+                f"Column {name!r} is not numeric: its type is {kind}. "
+                "Encode it first (OneHotEncoder, OrdinalEncoder), or leave it out."
+            ) from err
+    return out
+
+
+def owned_numbers(block: Block) -> Block:
+    """Give `numbers` as a matrix that the caller may change."""
+    matrix = numbers(block)
+    if isinstance(block, np.ndarray) and np.shares_memory(matrix, block):
+        return np.array(matrix, order="F")
+    return matrix if not sp.issparse(matrix) else matrix.copy()
+
+
+def _array_numbers(block: np.ndarray) -> np.ndarray:
+    matrix = block.reshape(-1, 1) if block.ndim == 1 else block
+    if matrix.dtype.kind == "f" and matrix.dtype.itemsize <= 8:
+        return matrix
+    try:
+        return np.asarray(matrix, dtype=np.float64, order="F")
+    except (TypeError, ValueError) as err:
+        raise InputError(f"The array is not numeric (dtype {matrix.dtype}): {err}. Encode it first.") from err
+
+
+def _columns(block: pa.Table | pd.DataFrame) -> list[tuple[Any, Any]]:
+    if isinstance(block, pa.Table):
+        return list(zip(block.column_names, block.columns, strict=True))
+    return [(name, block.iloc[:, j]) for j, name in enumerate(block.columns)]
+
+
+def _numpy_dtypes(block: pa.Table | pd.DataFrame) -> list[Any]:
+    if isinstance(block, pa.Table):
+        return [np.dtype(field.type.to_pandas_dtype()) for field in block.schema]
+    return list(block.dtypes)
+
+
+def _fill(out: np.ndarray, column: Any) -> None:
+    """Write one column into `out`, missing as NaN."""
+    if isinstance(column, pa.ChunkedArray):
+        if not (
+            pa.types.is_floating(column.type)
+            or pa.types.is_integer(column.type)
+            or pa.types.is_boolean(column.type)
+            or pa.types.is_decimal(column.type)
+        ):
+            raise TypeError(f"{column.type} is not numeric")
+        start = 0
+        for chunk in column.chunks:
+            values = chunk if pa.types.is_floating(chunk.type) else chunk.cast(pa.float64())
+            out[start : start + len(chunk)] = values.to_numpy(zero_copy_only=False)
+            start += len(chunk)
+    elif isinstance(column.dtype, np.dtype):
+        if column.dtype.kind in "mM":
+            raise TypeError(f"{column.dtype} is not numeric")
+        out[:] = column.to_numpy()
+    else:
+        out[:] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def codes(block: Block, j: int) -> Codes:
+    """Give column `j` of a block as codes into its distinct values; missing is -1."""
+    if isinstance(block, Categories):
+        return block.columns[j]
+    if isinstance(block, pa.Table):
+        return _arrow_codes(block.column(j))
+    if isinstance(block, pd.DataFrame):
+        return _pandas_codes(block.iloc[:, j])
+    if sp.issparse(block):
+        raise InputError("Categories cannot be read from a sparse matrix. Pass a dense array or a frame.")
+    return _factorized(block[:, j], block.dtype)
+
+
+def _arrow_codes(column: pa.ChunkedArray) -> Codes:
+    if not pa.types.is_dictionary(column.type):
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            return _pandas_codes(column.to_pandas())
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries()
+    if column.num_chunks == 0:
+        return Codes(np.empty(0, dtype=np.int32), [], np.dtype(object))
+    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return Codes(found, column.chunk(0).dictionary.to_pylist(), np.dtype(object))
+
+
+def _pandas_codes(series: pd.Series) -> Codes:
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        values = series.cat.categories
+        dtype = values.dtype if isinstance(values.dtype, np.dtype) else np.dtype(object)
+        return Codes(np.asarray(series.cat.codes), values.tolist(), dtype)
+    return _factorized(series, series.dtype if isinstance(series.dtype, np.dtype) else np.dtype(object))
+
+
+def _factorized(column: Any, dtype: np.dtype[Any]) -> Codes:
+    found, distinct = pd.factorize(column)
+    missing: Any = np.nan
+    if dtype.kind == "O" and (found == -1).any():
+        # scikit-learn keeps None and NaN apart; a column is taken to use one of them
+        first = np.asarray(column, dtype=object)[int(np.argmin(found))]
+        missing = None if first is None else np.nan
+    return Codes(found, list(distinct.tolist()), dtype, missing)

@@ -1,0 +1,50 @@
+"""What dpipe raises on purpose.
+
+    DpipeError
+    |-- InputError (also ValueError)         an argument or the data is not usable
+    |   |-- BlockMismatchError               X, y and weights differ in their blocks
+    |   `-- MemoryLimitError                 a plan that cannot fit its memory budget
+    |-- UnsupportedEstimatorError (TypeError)  an estimator that cannot be fitted block by block
+    |-- SourceError (also OSError)           files: none matched, mixed schemas, corrupt
+    |-- BundleError                          a deployed model that cannot be opened
+    |-- RecordError                          a run record that cannot be read
+    `-- RequirementError                     a model that does not reach what validation requires
+
+Every message says what is wrong with its value, what was allowed, and what to do.
+"""
+
+
+class DpipeError(Exception):
+    """The base of all errors that dpipe raises on purpose."""
+
+
+class InputError(DpipeError, ValueError):
+    """An argument or the data is not usable."""
+
+
+class BlockMismatchError(InputError):
+    """X, y and sample_weight do not have the same rows in the same blocks."""
+
+
+class MemoryLimitError(InputError):
+    """A plan cannot fit into the memory budget."""
+
+
+class UnsupportedEstimatorError(DpipeError, TypeError):
+    """An estimator, or one of its parameters, cannot be fitted block by block."""
+
+
+class SourceError(DpipeError, OSError):
+    """Files of a source: none matched, mixed schemas, or a corrupt file."""
+
+
+class BundleError(DpipeError):
+    """A deployed model cannot be written or opened."""
+
+
+class RecordError(DpipeError):
+    """A run record is missing, broken, or of another format."""
+
+
+class RequirementError(DpipeError):
+    """A model does not reach the metrics that its validation requires."""
