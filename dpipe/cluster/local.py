@@ -1,0 +1,126 @@
+"""Choose where to run: the caller's client, Dask's configured scheduler, or an embedded cluster."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import psutil
+from distributed import Client, LocalCluster
+from distributed.client import default_client
+
+from dpipe.errors import InputError
+from dpipe.sizes import MIB
+
+#: What a worker process takes before it has read anything: Python, Dask, pandas, Arrow, scikit-learn.
+WORKER_RESERVED_NBYTES = 260 * MIB
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plan will run."""
+
+    client: Client | None
+    """None: in this thread, or by a new embedded cluster."""
+    workers: int
+    threads: int
+    """Blocks at a time in a worker."""
+    memory: int | None
+    """Budget of a worker in bytes."""
+    reserved: int
+    """What a worker takes by itself, in bytes."""
+    embedded: bool = False
+    """Whether to start an embedded cluster for the run."""
+
+
+def find_place(client: Client | None, memory: int | None, n_blocks: int, workers: int | None = None) -> Place:
+    """Decide where to run, without starting anything.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        Taken if given; else the current client, if there is one.
+    memory : int, optional
+        Budget in bytes: of the whole run on this machine, of each worker on a cluster.
+    n_blocks : int
+        A single block is worked on in this thread.
+    workers : int, optional
+        Threads of the embedded cluster; default one a processor.
+
+    Raises
+    ------
+    InputError
+        If `client` is not a client, or has no workers.
+    """
+    if client is not None and not isinstance(client, Client):
+        raise InputError(f"client must be a distributed.Client, got {client!r}.")
+    chosen = client or _current_client()
+    if chosen is not None:
+        return _place_of(chosen, memory)
+    here = psutil.Process().memory_info().rss
+    if n_blocks <= 1 or dask.config.get("scheduler", None) in ("synchronous", "sync", "single-threaded"):
+        return Place(None, 1, 1, memory, here)
+    threads = min(workers or os.cpu_count() or 1, n_blocks)
+    return Place(None, 1, threads, memory, here, embedded=dask.config.get("scheduler", None) is None)
+
+
+def _current_client() -> Client | None:
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def _place_of(client: Client, memory: int | None) -> Place:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        raise InputError(f"{client} has no workers. Start some, or call client.wait_for_workers(1) first.")
+    threads = max(int(worker["nthreads"]) for worker in workers.values())
+    inside = all(address.startswith("inproc://") for address in workers)
+    near = inside or all(_is_loopback(address) for address in workers)
+    limits = [int(worker["memory_limit"]) for worker in workers.values() if worker["memory_limit"]]
+    budget = min(limits, default=None) if memory is None else memory
+    if inside:
+        # workers inside this process share its memory: all their threads count as one worker's
+        total = sum(int(worker["nthreads"]) for worker in workers.values())
+        return Place(client, 1, total, memory, psutil.Process().memory_info().rss)
+    if near and memory is not None:
+        budget = memory // len(workers)
+    return Place(client, len(workers), threads, budget, WORKER_RESERVED_NBYTES)
+
+
+def _is_loopback(address: str) -> bool:
+    return "://127." in address or "://[::1]" in address or "://localhost" in address
+
+
+@contextlib.contextmanager
+def running(place: Place) -> Iterator[Client | None]:
+    """Start the embedded cluster if the place asks for one, and close it at the end."""
+    if not place.embedded:
+        yield place.client
+        return
+    with (
+        # the logger of an in-process cluster reports what its user cannot act on
+        dask.config.set({"distributed.admin.tick.limit": "30s", "distributed.worker.memory.pause": False}),
+        LocalCluster(
+            processes=False,
+            n_workers=1,
+            threads_per_worker=place.threads,
+            memory_limit=0,  # the plan bounds memory; a paused worker would only wait for itself
+            dashboard_address="127.0.0.1:0",
+            protocol="inproc",
+            silence_logs=40,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def compute(value: Any, client: Client | None) -> Any:
+    """Compute one Delayed: by the client if there is one, else as Dask is configured."""
+    if client is None:
+        scheduler = dask.config.get("scheduler", None) or "synchronous"
+        return value.compute(scheduler=scheduler)
+    return client.compute(value, sync=True)

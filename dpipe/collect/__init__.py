@@ -1,0 +1,1 @@
+"""Readers, schemas and splits: data becomes a lazy Dask collection of blocks."""

@@ -1,0 +1,67 @@
+"""Read CSV files as one lazy Dask DataFrame."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import dask.dataframe as dd
+
+from dpipe.collect.parquet import find_files
+from dpipe.errors import InputError, SourceError
+from dpipe.sizes import DEFAULT_BLOCK_NBYTES, parse_bytes
+
+
+def read_csv(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    block_nbytes: int | str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> dd.DataFrame:
+    """Open CSV files as one lazy Dask DataFrame, by reading the head of the first one.
+
+    Parameters
+    ----------
+    source : path, glob, folder, URL, or a sequence of them
+    columns : sequence of str, optional
+        Columns to keep; default all.
+    block_nbytes : int or str, default "64 MiB"
+        Bytes of text in a block.
+    storage_options : dict, optional
+        For fsspec.
+    **options
+        For `pandas.read_csv`, such as ``parse_dates`` or ``dtype``. Types are guessed from the head
+        of the first file; a column whose type the head does not show needs ``dtype``.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Lazy.
+
+    Raises
+    ------
+    SourceError
+        If no file matches, or the first one is not CSV.
+    InputError
+        If a column does not exist.
+    """
+    paths = find_files(source, dict(storage_options or {}), ".csv")
+    try:
+        frame = dd.read_csv(
+            paths,
+            blocksize=parse_bytes(block_nbytes or DEFAULT_BLOCK_NBYTES),
+            storage_options=storage_options,
+            **options,
+        )
+    except (OSError, ValueError) as err:
+        raise SourceError(f"{paths[0]} cannot be read as CSV: {err}. Check its first lines and the options.") from err
+    if columns is None:
+        return frame
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise InputError(
+            f"There is no column {', '.join(map(repr, missing))} in the source. "
+            f"It has: {', '.join(map(repr, frame.columns))}."
+        )
+    return frame[list(columns)]

@@ -1,0 +1,349 @@
+"""Read Parquet: metadata now, blocks of row groups later.
+
+A block is decoded to an Arrow table with strings left as dictionary codes when dpipe reads it
+for a pass, and to a pandas frame when Dask does.
+"""
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import dask.dataframe as dd
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpipe.blocks.table import table_to_pandas
+from dpipe.errors import InputError, SourceError
+from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, parse_bytes
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of a Parquet source: some neighbouring row groups of one file."""
+
+    path: str
+    row_groups: tuple[int, ...]
+    n_rows: int
+    stamp: tuple[int, int] = (0, 0)
+    """Size and time of a local file, so that a changed file is another block."""
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Decodes blocks; small enough to travel with every task."""
+
+    schema: pa.Schema
+    """The types that every block is given."""
+    dictionaries: tuple[str, ...]
+    """String columns, read as dictionary codes."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Spellings of column names in some files, and what they stand for."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, block: BlockSpec, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read one block for Dask: a pandas frame."""
+        return table_to_pandas(self.read(block, columns))
+
+    def read(self, block: BlockSpec, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one block as an Arrow table, with strings as dictionary codes.
+
+        Raises
+        ------
+        SourceError
+            If the file is gone, changed or corrupt; the message names it.
+        """
+        wanted = list(self.schema.names if columns is None else columns)
+        try:
+            with _parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
+                found = _spelling(wanted, parquet.schema_arrow.names)
+                table = parquet.read_row_groups(
+                    block.row_groups, columns=[name for name in found.values() if name], use_threads=False
+                )
+        except (OSError, pa.ArrowException, IndexError) as err:
+            raise SourceError(
+                f"{block.path}: row groups {list(block.row_groups)} cannot be read: {err}. The file is corrupt "
+                "or has changed since it was listed; write it again, or leave it out of the source. The other "
+                "files are not affected."
+            ) from err
+        return self._with_schema(table, found)
+
+    def _with_schema(self, table: pa.Table, found: dict[str, str | None]) -> pa.Table:
+        arrays = []
+        for name, spelled in found.items():
+            kind = self.schema.field(name).type
+            if spelled is None:
+                arrays.append(pa.nulls(table.num_rows, type=kind))
+                continue
+            column = table.column(spelled)
+            if pa.types.is_dictionary(column.type) or column.type == kind:
+                arrays.append(column)
+            else:
+                arrays.append(column.cast(kind))
+        if not arrays:
+            # a table without columns still has rows
+            return pa.table({"": pa.nulls(table.num_rows)}).select([])
+        return pa.table(arrays, names=list(found))
+
+
+def _spelling(wanted: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
+    """Find each wanted column in a file: as written, or else by a spelling that differs in case only."""
+    lower = {name.lower(): name for name in names}
+    return {name: name if name in names else lower.get(name.lower()) for name in wanted}
+
+
+@contextlib.contextmanager
+def _parquet_file(
+    path: str, storage_options: dict[str, Any], dictionaries: Sequence[str] = ()
+) -> Iterator[pq.ParquetFile]:
+    """Open a file; Arrow reads a local one by itself, without a call into Python for each column."""
+    with contextlib.ExitStack() as stack:
+        file: Any = path
+        if "://" in path:
+            file = stack.enter_context(fsspec.open(path, "rb", **storage_options))
+        yield stack.enter_context(pq.ParquetFile(file, read_dictionary=list(dictionaries), pre_buffer=False))
+
+
+def read_parquet(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
+    block_nbytes: int | str | None = None,
+    memory: int | str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> dd.DataFrame:
+    """Open Parquet files as one lazy Dask DataFrame, by reading their footers only.
+
+    Parameters
+    ----------
+    source : path, glob, folder, URL, or a sequence of them
+        Anything that fsspec knows (``s3://``, ``https://`` ...). Globs and folders are sorted by name.
+    columns : sequence of str, optional
+        Columns to keep; default all. Columns that a computation does not use are not read anyway.
+    schema : pyarrow.Schema, optional
+        Names and types that every file is given; names match regardless of case, a column that a file
+        lacks is null there. By default all files must have the schema of the first one.
+    block_nbytes : int or str, default "64 MiB"
+        Decoded size of a block. Row groups of a file are joined up to it, never split.
+    memory : int or str, optional
+        Choose `block_nbytes` for this memory budget instead.
+    storage_options : dict, optional
+        For fsspec: credentials and the like.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Lazy; one partition a block, divisions unknown. Integer columns with nulls are float64, with NaN.
+
+    Raises
+    ------
+    SourceError
+        If no file matches, a file is not Parquet, or its schema differs from the first one's.
+    InputError
+        If a column does not exist.
+
+    Examples
+    --------
+    >>> import tempfile, pandas as pd, dpipe
+    >>> folder = tempfile.mkdtemp()
+    >>> pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}).to_parquet(folder + "/0.parquet")
+    >>> dpipe.read_parquet(folder + "/*.parquet").compute()
+       a  b
+    0  1  x
+    1  2  y
+    """
+    options = dict(storage_options or {})
+    paths = find_files(source, options, ".parquet")
+    with ThreadPoolExecutor(min(16, len(paths))) as pool:
+        footers = list(pool.map(lambda path: _footer(path, options), paths))
+    types = schema or _common_schema(paths, footers)
+    types = _with_nullable_floats(types, footers)
+    if columns is not None:
+        types = _chosen(types, columns)
+    limit = _block_limit(block_nbytes, memory)
+    blocks = [
+        block
+        for path, footer in zip(paths, footers, strict=True)
+        for block in _blocks_of_file(path, footer.metadata, types, limit)
+    ]
+    texts = tuple(f.name for f in types if pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
+    reader = ParquetReader(types, texts, storage_options=options)
+    return dd.from_map(
+        reader,
+        blocks,
+        meta=types.empty_table().to_pandas(),
+        label="read-parquet",
+        enforce_metadata=False,
+    )
+
+
+def _block_limit(block_nbytes: int | str | None, memory: int | str | None) -> int:
+    if block_nbytes is not None:
+        return parse_bytes(block_nbytes)
+    if memory is not None:
+        return block_nbytes_for(parse_bytes(memory), os.cpu_count() or 1)
+    return DEFAULT_BLOCK_NBYTES
+
+
+def find_files(source: Any, storage_options: dict[str, Any], ending: str) -> list[str]:
+    """List the files that a source names, in order.
+
+    Raises
+    ------
+    SourceError
+        If nothing matches.
+    """
+    single = isinstance(source, str | os.PathLike)
+    found: list[str] = []
+    for entry in [source] if single else list(source):
+        found += _matches(os.fspath(entry), storage_options, ending)
+    if not found:
+        raise SourceError(
+            f"No file matches {source!r} (looked from {os.getcwd()}). Give a path, a folder, a glob such as "
+            f"'data/*{ending}', or a URL that fsspec knows."
+        )
+    return found
+
+
+def _matches(entry: str, storage_options: dict[str, Any], ending: str) -> list[str]:
+    if "://" in entry:
+        if not any(char in entry for char in "*?["):
+            return [entry]
+        fs, path = fsspec.core.url_to_fs(entry, **storage_options)
+        return [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
+    entry = os.path.expanduser(entry)
+    if os.path.isdir(entry):
+        return sorted(
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(entry)
+            for name in names
+            if name.endswith(ending)
+        )
+    return sorted(glob.glob(entry, recursive=True))
+
+
+@dataclass(frozen=True)
+class _Footer:
+    schema: pa.Schema
+    metadata: Any
+
+
+def _footer(path: str, storage_options: dict[str, Any]) -> _Footer:
+    try:
+        with _parquet_file(path, storage_options) as parquet:
+            return _Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
+    except (OSError, pa.ArrowException) as err:
+        raise SourceError(
+            f"{path} cannot be read as Parquet: {err}. Write it again, or leave it out of the source."
+        ) from err
+
+
+def _common_schema(paths: list[str], footers: list[_Footer]) -> pa.Schema:
+    first = {f.name: _plain(f.type) for f in footers[0].schema}
+    for path, footer in zip(paths[1:], footers[1:], strict=True):
+        other = {f.name: _plain(f.type) for f in footer.schema}
+        if other != first:
+            raise SourceError(
+                f"{path} has another schema than {paths[0]}: {_difference(first, other)}. Pass the schema that "
+                "all files should be given, as schema=pyarrow.schema([...]), or read them apart."
+            )
+    return pa.schema(list(first.items()))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without its encoding: plain strings instead of dictionaries and large strings."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+
+
+def _difference(first: dict[str, pa.DataType], other: dict[str, pa.DataType]) -> str:
+    said = [f"it lacks {name!r}" for name in first if name not in other]
+    said += [f"it also has {name!r}" for name in other if name not in first]
+    said += [
+        f"{name!r} is {other[name]} instead of {kind}"
+        for name, kind in first.items()
+        if name in other and other[name] != kind
+    ]
+    return "; ".join(said) or "its columns are in another order"
+
+
+def _with_nullable_floats(schema: pa.Schema, footers: list[_Footer]) -> pa.Schema:
+    """Read integers that have nulls anywhere as float64: a column has one type in all blocks."""
+    fields = []
+    for item in schema:
+        kind = _plain(item.type)
+        if pa.types.is_integer(kind) and any(_may_have_nulls(f.metadata, item.name) for f in footers):
+            kind = pa.float64()
+        fields.append(pa.field(item.name, kind))
+    return pa.schema(fields)
+
+
+def _may_have_nulls(metadata: Any, name: str) -> bool:
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        found = None
+        for j in range(row_group.num_columns):
+            column = row_group.column(j)
+            if column.path_in_schema.lower() == name.lower():
+                found = column
+                break
+        if found is None or found.statistics is None or not found.statistics.has_null_count:
+            return True
+        if found.statistics.null_count:
+            return True
+    return False
+
+
+def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise InputError(
+            f"There is no column {', '.join(map(repr, missing))} in the source. "
+            f"It has: {', '.join(map(repr, schema.names))}."
+        )
+    return pa.schema([schema.field(name) for name in columns])
+
+
+def row_nbytes(schema: pa.Schema) -> int:
+    """Estimate the decoded bytes of one row; a string counts as its code and a share of the dictionary.
+
+    Examples
+    --------
+    >>> row_nbytes(pa.schema([("a", pa.float64()), ("b", pa.string())]))
+    16
+    """
+    return sum(_width(item.type) for item in schema) or 1
+
+
+def _width(kind: pa.DataType) -> int:
+    if pa.types.is_primitive(kind):
+        return max(kind.bit_width // 8, 1)
+    return 8
+
+
+def _blocks_of_file(path: str, metadata: Any, schema: pa.Schema, limit: int) -> list[BlockSpec]:
+    most = max(limit // row_nbytes(schema), 1)
+    stamp = _stamp(path)
+    blocks: list[BlockSpec] = []
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if blocks and blocks[-1].n_rows + rows <= most:
+            last = blocks[-1]
+            blocks[-1] = replace(last, row_groups=(*last.row_groups, group), n_rows=last.n_rows + rows)
+        else:
+            blocks.append(BlockSpec(path, (group,), rows, stamp))
+    return blocks or [BlockSpec(path, (), 0, stamp)]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    if "://" in path:
+        return 0, 0
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

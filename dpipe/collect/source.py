@@ -1,0 +1,420 @@
+"""Any input as a list of blocks: what a pass reads, one fused task a block.
+
+A `Source` is made once from X, y and sample_weight of any accepted kind. It knows names, types and
+sizes without computing, and gives for each block a `Load`: a picklable callable that produces the
+`Rows` of that block inside one task, whatever graph the collections had.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import scipy.sparse as sp
+from dask._task_spec import convert_legacy_graph  # parts of Dask still write graphs of tuples
+from dask.base import flatten
+from dask.dataframe.dask_expr.io.io import FromMapProjectable
+from dask.task_spec import GraphNode
+
+from dpipe.blocks.rows import Rows, as_target, checked
+from dpipe.blocks.table import nbytes as block_nbytes
+from dpipe.collect.parquet import BlockSpec, ParquetReader, row_nbytes
+from dpipe.errors import BlockMismatchError, InputError
+
+Graph = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class ReadLoad:
+    """Load a block by decoding it straight to Arrow."""
+
+    reader: ParquetReader
+    block: BlockSpec
+    X: tuple[str, ...]
+    y: str | None
+    w: str | None
+    needs: tuple[Any, ...] = ()
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Decode the block: all columns in one read."""
+        wanted = dict.fromkeys([*self.X, *(name for name in (self.y, self.w) if name is not None)])
+        table = self.reader.read(self.block, list(wanted))
+        target = None if self.y is None else as_target(table.column(self.y))
+        weights = None if self.w is None else as_target(table.column(self.w))
+        return Rows(table.select(list(self.X)), target, weights)
+
+
+@dataclass(frozen=True)
+class GraphLoad:
+    """Load a block by running the tasks of a Dask graph that only this block needs."""
+
+    tasks: Graph
+    outputs: tuple[Any, ...]
+    """Keys of X, y and weights, or of one tuple of them; None where there is none."""
+    needs: tuple[Any, ...]
+    """Keys that other blocks need, too: computed outside, once."""
+    present: tuple[bool, bool, bool] | None
+    """For packed outputs: which of X, y and weights the tuple holds."""
+    where: str
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Run the tasks in order."""
+        values = dict(inputs)
+        for key, task in self.tasks.items():
+            values[key] = task({k: values[k] for k in task.dependencies})
+        found = (None if key is None else values[key] for key in self.outputs)
+        if self.present is not None:
+            packed = iter(values[self.outputs[0]])
+            found = (next(packed) if there else None for there in self.present)
+        X, y, w = found
+        return checked(Rows(_as_block(X), as_target(y), as_target(w)), self.where)
+
+
+@dataclass(frozen=True)
+class HeldLoad:
+    """A block that is in memory already."""
+
+    rows: Rows
+    needs: tuple[Any, ...] = ()
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Give the rows."""
+        return self.rows
+
+
+Load = ReadLoad | GraphLoad | HeldLoad
+
+
+def _as_block(X: Any) -> Any:
+    if isinstance(X, pd.Series):
+        return X.to_frame()
+    if sp.issparse(X):
+        return X.tocsr()
+    return X.reshape(-1, 1) if isinstance(X, np.ndarray) and X.ndim == 1 else X
+
+
+@dataclass(frozen=True)
+class Source:
+    """X, y and sample_weight as blocks."""
+
+    X: Any
+    y: Any
+    w: Any
+    frame: pd.DataFrame | None
+    """An empty frame with X's columns and types; None if X is an array."""
+    n_columns: int
+    dtype: np.dtype[Any]
+    rows: tuple[int | None, ...]
+    """Rows of each block; None where not known before reading."""
+    row_nbytes: dict[str, int] = field(default_factory=dict)
+    """Decoded bytes of a row, a column each."""
+    decoded: str = "pandas"
+    """What a block is decoded to: "arrow", "pandas", "numpy" or "memory"."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.rows)
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows, if it is known without reading."""
+        return None if any(n is None for n in self.rows) else sum(n for n in self.rows if n is not None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns of X."""
+        if self.frame is not None:
+            return tuple(self.frame.columns)
+        return tuple(f"x{j}" for j in range(self.n_columns))
+
+    def loads(self, columns: Sequence[int] | None, *, with_X: bool = True) -> tuple[Graph, list[Load]]:
+        """Give what loads each block, and the tasks that several blocks share.
+
+        Parameters
+        ----------
+        columns : sequence of int, optional
+            Positions of the columns of X to read; default all. Arrays are always read whole.
+        with_X : bool, default True
+            Whether X is needed, or y and the weights alone.
+        """
+        names = list(self.names) if columns is None else [self.names[j] for j in columns]
+        if isinstance(self.X, dd.DataFrame):
+            direct = _direct_loads(self.X, self.y, self.w, names if with_X else [])
+            return ({}, direct) if direct is not None else _frame_loads(self.X[names], self.y, self.w)
+        if isinstance(self.X, da.Array):
+            return _array_loads(self.X, self.y, self.w)
+        X = self.X if columns is None or self.frame is None else self.X[names]
+        return {}, [HeldLoad(checked(Rows(_as_block(X), as_target(self.y), as_target(self.w)), "X"))]
+
+
+def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:
+    """Take X, y and sample_weight of any accepted kind, and check them by their metadata.
+
+    Parameters
+    ----------
+    X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
+        Of shape (n_samples, n_features); arrays in any chunks, with known or unknown row counts.
+    y, sample_weight : series, array, or str, optional
+        Of the same blocks as X; a str is the name of a column of X, which is then taken out of X.
+
+    Raises
+    ------
+    InputError
+        If a kind is not accepted, or a named column does not exist.
+    BlockMismatchError
+        If blocks differ and metadata can tell.
+    """
+    X, y = _column_of(X, y, "y")
+    X, w = _column_of(X, sample_weight, "sample_weight")
+    if isinstance(X, dd.Series):
+        X = X.to_frame()
+    if isinstance(X, dd.DataFrame):
+        return _open_frame(X, _as_frame_like(y, "y"), _as_frame_like(w, "sample_weight"))
+    if isinstance(X, da.Array):
+        return _open_array(X, _as_array_like(y), _as_array_like(w))
+    if isinstance(X, pd.Series):
+        X = X.to_frame()
+    if isinstance(X, pd.DataFrame | np.ndarray) or sp.issparse(X):
+        return _open_memory(X, y, w)
+    raise InputError(
+        f"X is a {type(X).__module__}.{type(X).__name__}; it must be a Dask DataFrame or Array, a pandas "
+        "DataFrame or a NumPy array. Read files with dpipe.read_parquet or dpipe.read_csv."
+    )
+
+
+def _column_of(X: Any, name: Any, role: str) -> tuple[Any, Any]:
+    if not isinstance(name, str):
+        return X, name
+    if not isinstance(X, dd.DataFrame | pd.DataFrame):
+        raise InputError(f"{role}={name!r} names a column, but X is a {type(X).__name__} without names.")
+    if name not in X.columns:
+        raise InputError(f"{role}={name!r} is not a column of X. X has: {', '.join(map(repr, X.columns))}.")
+    return X.drop(columns=[name]), X[name]
+
+
+def _as_frame_like(values: Any, role: str) -> Any:
+    """Y beside a frame: a Dask series or frame."""
+    if values is None or isinstance(values, dd.Series | dd.DataFrame):
+        return values
+    if isinstance(values, da.Array):
+        return dd.from_dask_array(values, columns=role if values.ndim == 1 else None)
+    raise InputError(
+        f"X is a Dask DataFrame, but {role} is a {type(values).__name__}. Give {role} as a Dask series or "
+        "array of the same blocks, or as the name of a column of X."
+    )
+
+
+def _as_array_like(values: Any) -> Any:
+    """Y beside an array: a Dask array."""
+    if isinstance(values, dd.Series | dd.DataFrame):
+        return values.to_dask_array()
+    if values is None or isinstance(values, da.Array):
+        return values
+    raise InputError(
+        f"X is a Dask Array, but y or sample_weight is a {type(values).__name__}. Give it as a Dask array of "
+        "the same chunks along the rows."
+    )
+
+
+def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
+    for name, other in (("y", y), ("sample_weight", w)):
+        if other is not None and other.npartitions != X.npartitions:
+            raise BlockMismatchError(
+                f"X has {X.npartitions} blocks, but {name} has {other.npartitions}. Take both from the same "
+                f"frame, or give {name} as the name of a column of X."
+            )
+    frame = X._meta
+    doubled = sorted({name for name in frame.columns if list(frame.columns).count(name) > 1})
+    if doubled:
+        raise InputError(f"X has several columns named {', '.join(map(repr, doubled))}. Rename them first.")
+    direct = _direct_loads(X, y, w, list(frame.columns))
+    if direct is not None:
+        schema = direct[0].reader.schema
+        rows = tuple(load.block.n_rows for load in direct)
+        widths = {name: row_nbytes(pa.schema([schema.field(name)])) for name in frame}
+        return Source(X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, "arrow")
+    widths = {name: _pandas_width(dtype) for name, dtype in frame.dtypes.items()}
+    rows = (None,) * X.npartitions
+    return Source(X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, "pandas")
+
+
+def _pandas_width(dtype: Any) -> int:
+    # an object or string column holds a pointer or an offset, and the text behind it
+    return dtype.itemsize if isinstance(dtype, np.dtype) and dtype.kind != "O" else 32
+
+
+def _open_array(X: da.Array, y: Any, w: Any) -> Source:
+    if X.ndim == 1:
+        X = X.reshape(-1, 1) if not math.isnan(X.shape[0]) else X[:, None]
+    if X.ndim != 2:
+        raise InputError(f"X has {X.ndim} dimensions; it must have 2: rows and columns. Reshape it first.")
+    if X.numblocks[1] > 1:
+        X = X.rechunk({1: -1})
+    if math.isnan(X.shape[1]):
+        raise InputError("X has an unknown number of columns. Build it with a known one.")
+    for name, other in (("y", y), ("sample_weight", w)):
+        if other is None:
+            continue
+        known = not any(math.isnan(n) for n in (*X.chunks[0], *other.chunks[0]))
+        if other.numblocks[0] != X.numblocks[0] or (known and other.chunks[0] != X.chunks[0]):
+            raise BlockMismatchError(
+                f"X has row chunks {_few(X.chunks[0])}, but {name} has {_few(other.chunks[0])}. "
+                f"Use {name}.rechunk(X.chunks[0]), or build both from the same source."
+            )
+    rows = tuple(None if math.isnan(n) else int(n) for n in X.chunks[0])
+    widths = {f"x{j}": X.dtype.itemsize for j in range(int(X.shape[1]))}
+    return Source(X, y, w, None, int(X.shape[1]), X.dtype, rows, widths, "numpy")
+
+
+def _few(chunks: Sequence[Any]) -> str:
+    return f"{chunks!r}" if len(chunks) <= 6 else f"({', '.join(map(str, chunks[:5]))}, ... {len(chunks)} chunks)"
+
+
+def _open_memory(X: Any, y: Any, w: Any) -> Source:
+    for name, other in (("y", y), ("sample_weight", w)):
+        if other is not None and isinstance(other, dd.DataFrame | dd.Series | da.Array):
+            raise BlockMismatchError(
+                f"X is in memory, but {name} is a Dask collection. Use dask.dataframe.from_pandas, or "
+                f"{name}.compute()."
+            )
+        if other is not None and len(other) != X.shape[0]:
+            raise BlockMismatchError(f"X has {X.shape[0]:,} rows, but {name} has {len(other):,}.")
+    frame = X.iloc[:0] if isinstance(X, pd.DataFrame) else None
+    dtype = np.dtype("float64") if frame is not None else X.dtype
+    share = block_nbytes(X) // max(X.shape[0] * X.shape[1], 1)
+    names = list(X.columns) if frame is not None else [f"x{j}" for j in range(X.shape[1])]
+    y, w = (np.asarray(v) if isinstance(v, list | tuple) else v for v in (y, w))
+    return Source(X, y, w, frame, X.shape[1], dtype, (X.shape[0],), dict.fromkeys(names, share), "memory")
+
+
+def _direct_loads(X: dd.DataFrame, y: Any, w: Any, names: list[str]) -> list[ReadLoad] | None:
+    """Recognise columns of one dpipe Parquet source, which are then decoded without pandas."""
+    found = [_projection(part) for part in (X, y, w)]
+    if found[0] is None or any(f is None and part is not None for f, part in zip(found, (X, y, w), strict=True)):
+        return None
+    base = found[0]
+    others = [f for f in found[1:] if f is not None]
+    if any(f.reader != base.reader or f.blocks != base.blocks or len(f.columns) != 1 for f in others):
+        return None
+    y_name, w_name = (None if f is None else f.columns[0] for f in found[1:])
+    return [ReadLoad(base.reader, block, tuple(names), y_name, w_name) for block in base.blocks]
+
+
+@dataclass(frozen=True)
+class _Projection:
+    reader: ParquetReader
+    blocks: tuple[BlockSpec, ...]
+    columns: tuple[str, ...]
+
+
+def _projection(part: Any) -> _Projection | None:
+    """See whether a frame or series is nothing but some columns of a Parquet source."""
+    if part is None:
+        return None
+    expression = part.expr.optimize(fuse=False)
+    columns = tuple(expression.columns)
+    # a projection keeps names, and the conversion of object strings finds none to convert
+    while type(expression).__name__ in ("ArrowStringConversion", "Projection"):
+        expression = expression.frame
+    if not isinstance(expression, FromMapProjectable):
+        return None
+    reader = expression.operand("func")
+    if not isinstance(reader, ParquetReader):
+        return None
+    chosen = expression.operand("_partitions")
+    blocks = expression.operand("iterables")[0]
+    blocks = tuple(blocks) if chosen is None else tuple(blocks[j] for j in chosen)
+    return _Projection(reader, blocks, columns)
+
+
+def _pack(*parts: Any) -> tuple[Any, ...]:
+    return parts
+
+
+def _frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[Load]]:
+    parts = [part for part in (X, y, w) if part is not None]
+    # one expression for all parts: Dask then reads what they share once
+    packed = dd.map_partitions(
+        _pack,
+        *parts,
+        align_dataframes=False,
+        meta=pd.Series([], dtype=object),
+        enforce_metadata=False,
+        token="dpipe-pack",
+    ).optimize(fuse=True)
+    keys = [(key,) for key in flatten(packed.__dask_keys__())]
+    return _inline(dict(packed.__dask_graph__()), keys, (True, y is not None, w is not None))
+
+
+def _array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[Load]]:
+    parts = [part for part in (X, y, w) if part is not None]
+    optimised = iter(dask.optimize(*parts))
+    X, y, w = (next(optimised) if part is not None else None for part in (X, y, w))
+    graph: Graph = {}
+    for part in (X, y, w):
+        if part is not None:
+            graph.update(part.__dask_graph__())
+    columns = [
+        [None] * X.numblocks[0] if part is None else list(flatten(part.__dask_keys__())) for part in (X, y, w)
+    ]
+    return _inline(graph, list(zip(*columns, strict=True)))
+
+
+def _inline(
+    graph: Graph, outputs: list[tuple[Any, ...]], present: tuple[bool, bool, bool] | None = None
+) -> tuple[Graph, list[Load]]:
+    """Move the tasks that only one block needs into that block's load.
+
+    What several blocks need (a shuffle, an array held in memory) stays outside as tasks of its own.
+    """
+    graph = convert_legacy_graph(graph)
+    reach = [_ancestors(graph, [key for key in keys if key is not None]) for keys in outputs]
+    users: dict[Any, int] = {}
+    for keys in reach:
+        for key in keys:
+            users[key] = users.get(key, 0) + 1
+    shared = {key: graph[key] for key, n in users.items() if n > 1}
+    loads: list[Load] = []
+    for i, (keys, ordered) in enumerate(zip(outputs, reach, strict=True)):
+        own = {key: graph[key] for key in ordered if users[key] == 1}
+        needs = {k for task in own.values() for k in task.dependencies if k in shared}
+        needs |= {key for key in keys if key in shared}
+        loads.append(GraphLoad(own, keys, tuple(sorted(needs, key=str)), present, f"block {i}"))
+    return shared, loads
+
+
+def _ancestors(graph: Mapping[Any, GraphNode], keys: Sequence[Any]) -> list[Any]:
+    """All tasks that some keys need, each after those that it needs."""
+    ordered: dict[Any, None] = {}
+    stack: list[tuple[Any, bool]] = [(key, False) for key in reversed(keys)]
+    while stack:
+        key, ready = stack.pop()
+        if key in ordered:
+            continue
+        if ready:
+            ordered[key] = None
+            continue
+        stack.append((key, True))
+        stack += [(k, False) for k in sorted(graph[key].dependencies, key=str) if k not in ordered]
+    return list(ordered)
+
+
+def source_name(source: Source) -> str:
+    """Say where the data comes from, for a plan."""
+    if isinstance(source.X, dd.DataFrame):
+        found = _projection(source.X)
+        if found is not None:
+            folders = sorted({os.path.dirname(block.path) or "." for block in found.blocks})
+            files = len({block.path for block in found.blocks})
+            return f"{files} Parquet file{'s' * (files > 1)} in {', '.join(folders[:2])}"
+        return "a Dask DataFrame"
+    return {"numpy": "a Dask Array", "memory": "memory"}[source.decoded]
+

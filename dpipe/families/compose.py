@@ -1,0 +1,332 @@
+"""Pipeline, ColumnTransformer and FeatureUnion: flattened into single fits, and put together again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.dataframe.utils import meta_nonempty
+from sklearn.base import BaseEstimator, clone
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import FeatureUnion, Pipeline
+
+from dpipe.blocks.statistics import Nonzeros
+from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.families.expression import RAW, Columns, Expression, Output, Stack
+from dpipe.families.registry import Estimator, Fitted, Meta, Way, way_of
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One estimator of the tree: what it is fitted on, how, and what it waits for."""
+
+    index: int
+    name: str
+    """Its path in the tree, such as "pipeline / columntransformer / num / standardscaler"."""
+    estimator: Estimator
+    source: Expression
+    meta: Meta
+    way: Way
+    children: tuple[int | None, ...] = ()
+    """The parts of a composite, in order; None for "passthrough" and "drop"."""
+    wants: tuple[tuple[Any, Expression], ...] = ()
+    """Statistics that it needs, each of some value."""
+    is_leaf: bool = True
+    sparse_children: tuple[int, ...] = ()
+    """Which of the children give sparse matrices; `wants` asks for the density of each."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A whole estimator, flattened: its fits, each after those that it waits for."""
+
+    fits: tuple[Fit, ...]
+    root: int
+    output: Expression
+
+
+def walk(estimator: Estimator, meta: Meta) -> Walk:
+    """Flatten an estimator into its single fits.
+
+    Raises
+    ------
+    UnsupportedEstimatorError
+        If a part of it cannot be fitted block by block.
+    InputError
+        If a ColumnTransformer selects columns that do not exist.
+    """
+    fits: list[Fit] = []
+    root, output, _ = _visit(estimator, RAW, meta, type(estimator).__name__, fits)
+    return Walk(tuple(fits), root, output)
+
+
+def _unused(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    raise AssertionError("a composite is finished from its parts")
+
+
+_COMPOSITE = Way("merge", _unused)
+
+_Visited = tuple[int, Expression, Meta]
+
+
+def _visit(est: Estimator, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:
+    if isinstance(est, Pipeline):
+        return _visit_pipeline(est, source, meta, name, fits)
+    if isinstance(est, ColumnTransformer):
+        return _visit_columns(est, source, meta, name, fits)
+    if isinstance(est, FeatureUnion):
+        return _visit_union(est, source, meta, name, fits)
+    way = way_of(est)
+    wants = tuple((want, source) for want in way.wants(est))
+    fit = Fit(len(fits), name, est, source, meta, way, wants=wants)
+    fits.append(fit)
+    return fit.index, Output(source, fit.index), way.output(est, meta)
+
+
+def _visit_pipeline(est: Pipeline, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:
+    children: list[int | None] = []
+    value, shape = source, meta
+    for step_name, step in est.steps:
+        if step is None or (isinstance(step, str) and step == "passthrough"):
+            children.append(None)
+            continue
+        child, value, shape = _visit(step, value, shape, f"{name} / {step_name}", fits)
+        children.append(child)
+    fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
+    fits.append(fit)
+    return fit.index, value, shape
+
+
+def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:
+    if est.transformer_weights:
+        raise UnsupportedEstimatorError("FeatureUnion(transformer_weights=...) is not supported. Use None.")
+    children: list[int | None] = []
+    parts: list[Expression] = []
+    for part_name, part in est.transformer_list:
+        if part == "drop":
+            children.append(None)
+        elif part == "passthrough":
+            children.append(None)
+            parts.append(source)
+        else:
+            child, value, _ = _visit(part, source, meta, f"{name} / {part_name}", fits)
+            children.append(child)
+            parts.append(value)
+    fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
+    fits.append(fit)
+    return fit.index, Stack(tuple(parts), fit.index), Meta(n_columns=None)
+
+
+def _visit_columns(
+    est: ColumnTransformer, source: Expression, meta: Meta, name: str, fits: list[Fit]
+) -> _Visited:
+    if est.transformer_weights:
+        raise UnsupportedEstimatorError("ColumnTransformer(transformer_weights=...) is not supported. Use None.")
+    children: list[int | None] = []
+    parts: list[Expression] = []
+    sparse: list[int] = []
+    wants: list[tuple[Any, Expression]] = []
+    taken: set[int] = set()
+    chosen = [(n, t, resolve_columns(c, meta, f"{name} / {n}")) for n, t, c in est.transformers]
+    for _, _, positions in chosen:
+        taken.update(positions)
+    rest = tuple(j for j in range(_width(meta, name)) if j not in taken)
+    for part_name, part, positions in [*chosen, ("remainder", est.remainder, rest)]:
+        if not positions or (isinstance(part, str) and part == "drop"):
+            children.append(None)
+            continue
+        value: Expression = Columns(source, positions)
+        shape = _columns_of(meta, positions)
+        if isinstance(part, str):
+            children.append(None)
+        else:
+            child, value, shape = _visit(part, value, shape, f"{name} / {part_name}", fits)
+            children.append(child)
+        parts.append(value)
+        if shape.sparse:
+            sparse.append(len(children) - 1)
+            wants.append((Nonzeros, value))
+    fit = Fit(
+        len(fits), name, est, source, meta, _COMPOSITE, tuple(children), tuple(wants), False, tuple(sparse)
+    )
+    fits.append(fit)
+    return fit.index, Stack(tuple(parts), fit.index), Meta(n_columns=None, sparse=bool(sparse))
+
+
+def _width(meta: Meta, name: str) -> int:
+    if meta.width is None:
+        raise UnsupportedEstimatorError(
+            f"{name}: a ColumnTransformer after a step whose number of columns is not known before it is "
+            "fitted cannot be planned. Select the columns first, and transform them after."
+        )
+    return meta.width
+
+
+def _columns_of(meta: Meta, positions: tuple[int, ...]) -> Meta:
+    if meta.frame is not None:
+        return Meta(frame=meta.frame.iloc[:, list(positions)])
+    return Meta(n_columns=len(positions), dtype=meta.dtype)
+
+
+def resolve_columns(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
+    """Turn any column selector of a ColumnTransformer into positions.
+
+    Names, positions, slices of either, boolean masks, and callables of the (empty) frame are
+    accepted.
+
+    Raises
+    ------
+    InputError
+        If a column does not exist; the message lists those that do.
+    """
+    if callable(columns):
+        if meta.frame is None:
+            raise InputError(f"{where}: a callable column selector needs a frame, but X is an array.")
+        columns = columns(meta.frame)
+    width = _width(meta, where)
+    if isinstance(columns, slice):
+        return _resolve_slice(columns, meta, where)
+    if isinstance(columns, str | int | np.integer) and not isinstance(columns, bool):
+        columns = [columns]
+    columns = list(columns)
+    if columns and all(isinstance(column, bool | np.bool_) for column in columns):
+        if len(columns) != width:
+            raise InputError(f"{where}: the mask has {len(columns)} entries, but X has {width} columns.")
+        return tuple(np.flatnonzero(columns).tolist())
+    return tuple(_position(column, meta, where) for column in columns)
+
+
+def _resolve_slice(columns: slice, meta: Meta, where: str) -> tuple[int, ...]:
+    ends = [columns.start, columns.stop]
+    if any(isinstance(end, str) for end in ends):
+        first = 0 if ends[0] is None else _position(ends[0], meta, where)
+        # a slice of names includes its end, as in pandas
+        last = _width(meta, where) if ends[1] is None else _position(ends[1], meta, where) + 1
+        return tuple(range(first, last, columns.step or 1))
+    return tuple(range(_width(meta, where))[columns])
+
+
+def _position(column: Any, meta: Meta, where: str) -> int:
+    width = _width(meta, where)
+    if isinstance(column, int | np.integer):
+        if not -width <= column < width:
+            raise InputError(f"{where}: there is no column {column}; X has {width} columns.")
+        return int(column) % width
+    if meta.frame is None:
+        raise InputError(f"{where}: column {column!r} is a name, but X is an array. Use positions.")
+    names = list(meta.frame.columns)
+    if column not in names:
+        raise InputError(
+            f"{where}: there is no column {column!r}. X has: {', '.join(map(repr, names))}. "
+            "Correct the name in the transformer, or add the column to X."
+        )
+    return names.index(column)
+
+
+class _Finished(BaseEstimator):  # type: ignore[misc]
+    """Takes the place of a fitted part while scikit-learn fits the composite around it."""
+
+    def __init__(self, fitted: Estimator, width: int):
+        self.fitted = fitted
+        self.width = width
+
+    def __sklearn_clone__(self) -> "_Finished":
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def fit(self, X: Any, y: Any = None) -> "_Finished":
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        return np.zeros((len(X), self.width))
+
+
+def _finish_pipeline(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
+    fitted = clone(fit.estimator)
+    fitted.steps = [
+        (name, step if child is None else child.estimator)
+        for (name, step), child in zip(fitted.steps, children, strict=True)
+    ]
+    return fitted
+
+
+def _finish_union(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
+    fitted = clone(fit.estimator)
+    fitted.transformer_list = [
+        (name, part if child is None else child.estimator)
+        for (name, part), child in zip(fitted.transformer_list, children, strict=True)
+    ]
+    return fitted
+
+
+def _finish_columns(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
+    """Fit a ColumnTransformer around parts that are fitted already, on one made-up row."""
+    X = _made_up_row(fit.meta)
+    parts = [child and _Finished(child.estimator, n_outputs(child.estimator)) for child in children]
+    outer = clone(fit.estimator)
+    outer.transformers = [
+        (name, part or original, columns)
+        for (name, original, columns), part in zip(fit.estimator.transformers, parts[:-1], strict=True)
+    ]
+    outer.remainder = parts[-1] or fit.estimator.remainder
+    outer.fit(X)
+    outer.transformers_ = [
+        (name, part.fitted if isinstance(part, _Finished) else part, columns)
+        for name, part, columns in outer.transformers_
+    ]
+    outer.transformers = clone(fit.estimator).transformers
+    outer.remainder = clone(fit.estimator).remainder
+    _restore_remainder(outer)
+    sparse_children = [children[j] for j in fit.sparse_children]
+    outer.sparse_output_ = bool(stats) and _density(outer, sparse_children, stats) < outer.sparse_threshold
+    return outer
+
+
+def _density(
+    outer: ColumnTransformer, sparse_children: Sequence[Fitted | None], stats: Sequence[Nonzeros]
+) -> float:
+    """The share of entries that scikit-learn would have stored: all of a dense part, some of a sparse one."""
+    width = max(indices.stop for indices in outer.output_indices_.values())
+    sparse_width = sum(n_outputs(child.estimator) for child in sparse_children if child)
+    dense = stats[0].n_rows * (width - sparse_width)
+    return (dense + sum(found.stored for found in stats)) / (stats[0].n_rows * width)
+
+
+def _restore_remainder(outer: ColumnTransformer) -> None:
+    """scikit-learn keeps the remainder it was given a second time; put the original back there, too."""
+    name, _, columns = outer._remainder
+    outer._remainder = (name, outer.remainder, columns)
+
+
+def _made_up_row(meta: Meta) -> Any:
+    if meta.frame is None:
+        return np.zeros((1, meta.width or 0), dtype=meta.dtype)
+    return meta_nonempty(meta.frame).iloc[:1]
+
+
+def n_outputs(fitted: Estimator) -> int:
+    """Count the output columns of a fitted transformer."""
+    if isinstance(fitted, Pipeline):
+        last = next((step for _, step in reversed(fitted.steps) if hasattr(step, "transform")), None)
+        return n_outputs(last)
+    try:
+        return len(fitted.get_feature_names_out())
+    except (AttributeError, ValueError):
+        return int(fitted.n_features_in_)
+
+
+Finish = Callable[[Fit, Sequence[Fitted | None], Sequence[Any]], Estimator]
+
+
+_BY_TYPE: Mapping[type, Finish] = {
+    Pipeline: _finish_pipeline,
+    FeatureUnion: _finish_union,
+    ColumnTransformer: _finish_columns,
+}
+
+
+def finish_composite(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
+    """Put a composite together from its fitted parts."""
+    return next(f for cls, f in _BY_TYPE.items() if isinstance(fit.estimator, cls))(fit, children, stats)

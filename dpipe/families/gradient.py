@@ -1,0 +1,145 @@
+"""SGDClassifier and SGDRegressor: learned in order, block after block, by `partial_fit`."""
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import clone, is_classifier
+from sklearn.linear_model import SGDClassifier, SGDRegressor
+
+from dpipe.blocks.rows import Rows
+from dpipe.blocks.statistics import LabelCounts
+from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.families.registry import Estimator, Meta, Way, add
+
+
+def _check(estimator: Estimator) -> None:
+    if getattr(estimator, "class_weight", None) == "balanced":
+        raise UnsupportedEstimatorError(
+            f"{type(estimator).__name__}(class_weight='balanced') cannot be learned in order: the weights "
+            "depend on all labels. Pass them as a dict, {label: weight}."
+        )
+    if getattr(estimator, "early_stopping", False):
+        raise UnsupportedEstimatorError(
+            f"{type(estimator).__name__}(early_stopping=True) cannot be learned block after block. "
+            "Use early_stopping=False, and choose the number of epochs."
+        )
+
+
+def start(estimator: Estimator, stats: Sequence[Any]) -> tuple[Estimator, np.ndarray | None]:
+    """Give an unfitted learner and the classes that it will meet.
+
+    Raises
+    ------
+    InputError
+        If the labels of a classifier are missing in some rows, or are all the same.
+    """
+    if not is_classifier(estimator):
+        return clone(estimator), None
+    labels: LabelCounts = stats[0]
+    name = type(estimator).__name__
+    if labels.n_missing:
+        raise InputError(f"{name}: {labels.n_missing:,} labels are missing in y. Drop those rows first.")
+    if len(labels.counts) < 2:
+        only = ", ".join(map(repr, labels.counts))
+        raise InputError(
+            f"{name} needs at least two classes, but every label of y is {only}. "
+            "Check the target column, or how the rows were chosen."
+        )
+    return clone(estimator), labels.classes
+
+
+def learn(learner: Estimator, classes: np.ndarray | None, rows: Rows, position: tuple[int, int]) -> Estimator:
+    """Learn one block, as `partial_fit` does, and give the new learner; the old one is left as it was.
+
+    With `random_state=None` each block is shuffled by a seed of its own, made from `position`
+    (epoch, block), so that a run can be repeated; an integer seeds every block alike, as it does when
+    `partial_fit` is called by hand.
+    """
+    learner = copy.deepcopy(learner)
+    kept = {"shuffle": learner.shuffle, "random_state": learner.random_state}
+    if rows.ordered:
+        learner.shuffle = False
+    elif learner.random_state is None:
+        learner.random_state = _seed(position)
+    arguments = {} if classes is None else {"classes": classes}
+    if rows.w is not None:
+        arguments["sample_weight"] = rows.w
+    learner.partial_fit(rows.X, rows.y, **arguments)
+    return learner.set_params(**kept)
+
+
+def _seed(position: tuple[int, int]) -> int:
+    return int(np.random.SeedSequence(position).generate_state(1)[0] // 2)
+
+
+def learning_order(
+    learner: Estimator,
+    classes: np.ndarray | None,
+    n_rows: int,
+    position: tuple[int, int],
+    repeated: frozenset[int],
+) -> np.ndarray | None:
+    """Give the order in which `partial_fit` would visit the rows of a block; None to leave it to `partial_fit`.
+
+    Visiting the rows of a large block at random misses the processor's caches at every step: on half a
+    million rows of 24 entries it takes four times as long as visiting them one after another. Rows
+    that are put in order beforehand, by another worker, are learned with the same result to the bit.
+
+    Parameters
+    ----------
+    repeated : frozenset of int
+        Numbers of rows that several blocks have. For others the order costs as much as it saves.
+    """
+    several = classes is not None and len(classes) > 2  # each class has an order of its own then
+    if not learner.shuffle or several or n_rows < 2:
+        return None
+    if learner.random_state is None:
+        return np.random.default_rng(_seed(position)).permutation(n_rows)
+    if isinstance(learner.random_state, int | np.integer) and n_rows in repeated:
+        return _visiting_order(type(learner), n_rows, int(learner.random_state))
+    return None
+
+
+@functools.lru_cache(maxsize=16)
+def _visiting_order(cls: type, n_rows: int, random_state: int) -> np.ndarray:
+    """Find the order of scikit-learn's own shuffle, by watching a learner.
+
+    Each row gets a feature of its own, and the step size falls with the time of the visit: what was
+    learned of a feature then tells when its row was visited.
+    """
+    each = np.arange(n_rows, dtype=np.int32)
+    X = sp.csr_matrix((np.ones(n_rows), each, np.arange(n_rows + 1, dtype=np.int32)), shape=(n_rows, n_rows))
+    watched = cls(
+        loss="hinge" if issubclass(cls, SGDClassifier) else "squared_error",
+        penalty=None,
+        learning_rate="invscaling",
+        eta0=1.0,
+        power_t=1.0,
+        fit_intercept=False,
+        random_state=random_state,
+    )
+    if issubclass(cls, SGDClassifier):
+        watched.partial_fit(X, each % 2, classes=[0, 1])
+    else:
+        watched.partial_fit(X, np.ones(n_rows))
+    visited = np.rint(1 / np.abs(watched.coef_.reshape(-1))).astype(np.int64) - 1
+    order = np.empty(n_rows, dtype=np.int64)
+    order[visited] = each
+    order.flags.writeable = False
+    return order
+
+
+def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    return stats[0]
+
+
+_EXACT = "as partial_fit by hand on the same blocks"
+add(
+    SGDClassifier,
+    Way("stream", _finish, lambda est: (LabelCounts,), check=_check, needs_y=True, exact=_EXACT),
+)
+add(SGDRegressor, Way("stream", _finish, check=_check, needs_y=True, exact=_EXACT))

@@ -1,0 +1,202 @@
+"""SimpleImputer: mean, most frequent and constant, in one pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.impute import SimpleImputer
+
+from dpipe.blocks.statistics import Extremes, Moments, Observed, ValueCounts
+from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers
+from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.families import stand_in
+from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
+
+
+def _check(estimator: Estimator) -> None:
+    if estimator.strategy not in ("mean", "most_frequent", "constant"):
+        raise UnsupportedEstimatorError(
+            f"SimpleImputer(strategy={estimator.strategy!r}) cannot be fitted block by block. "
+            "Use strategy='mean', 'most_frequent' or 'constant'."
+        )
+    if estimator.add_indicator:
+        raise UnsupportedEstimatorError(
+            "SimpleImputer(add_indicator=True) cannot be fitted block by block. Use add_indicator=False."
+        )
+    if not (pd.api.types.is_scalar(estimator.missing_values) and pd.isna(estimator.missing_values)):
+        raise UnsupportedEstimatorError(
+            f"SimpleImputer(missing_values={estimator.missing_values!r}) is not supported: only missing "
+            "values (NaN, None, nulls) are imputed. Replace the marker with NaN before the fit."
+        )
+
+
+def _wants(estimator: Estimator) -> tuple[Any, ...]:
+    if estimator.strategy == "mean":
+        return (Moments,)
+    if estimator.strategy == "most_frequent":
+        return (ValueCounts,)
+    # scikit-learn drops a column in which nothing was observed, so that must be known
+    return () if estimator.keep_empty_features else (Observed,)
+
+
+def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    if estimator.strategy == "mean":
+        moments: Moments = stats[0]
+        _refuse_empty(estimator, meta, moments.observed)
+        fitted = stand_in.fitted_on_zeros(estimator, meta, len(moments.mean), moments.dtype)
+        fitted.statistics_ = moments.mean.astype(moments.dtype)
+        return fitted
+    if estimator.strategy == "most_frequent":
+        return _finish_most_frequent(estimator, stats[0], meta)
+    if stats:
+        _refuse_empty(estimator, meta, stats[0].observed)
+    return _fitted_constant(estimator, meta, len(stats[0].observed) if stats else meta.width)
+
+
+def _fitted_constant(estimator: Estimator, meta: Meta, width: int | None) -> Estimator:
+    if meta.frame is not None:
+        values = {name: pd.Series(_filler(dtype), dtype=dtype) for name, dtype in meta.frame.dtypes.items()}
+        return stand_in.clone(estimator).fit(pd.DataFrame(values))
+    sample: Any = [0] if meta.dtype.kind != "O" else ["a"]
+    return stand_in.clone(estimator).fit(np.array([sample * (width or 1)], dtype=meta.dtype))
+
+
+def _filler(dtype: Any) -> list[Any]:
+    if isinstance(dtype, pd.CategoricalDtype) or dtype == object or isinstance(dtype, pd.StringDtype):
+        return ["a"]
+    return [0]
+
+
+def _finish_most_frequent(estimator: Estimator, counts: ValueCounts, meta: Meta) -> Estimator:
+    observed = np.array([sum(column.values()) for column in counts.counts])
+    _refuse_empty(estimator, meta, observed)
+    # ties go to the smallest value, as in scikit-learn
+    modes = [
+        min((v for v, c in column.items() if c == max(column.values())), default=0) for column in counts.counts
+    ]
+    only = ValueCounts(
+        1,
+        tuple({mode: 1} for mode in modes),
+        (0,) * len(modes),
+        counts.missing,
+        counts.dtypes,
+    )
+    return stand_in.clone(estimator).fit(stand_in.of_values(only, meta))
+
+
+def _refuse_empty(estimator: Estimator, meta: Meta, observed: np.ndarray) -> None:
+    empty = np.flatnonzero(np.asarray(observed) == 0)
+    if len(empty) and not estimator.keep_empty_features:
+        names = meta.names or tuple(f"x{j}" for j in range(len(observed)))
+        raise InputError(
+            f"SimpleImputer(strategy={estimator.strategy!r}): nothing was observed in "
+            f"{', '.join(repr(names[j]) for j in empty)}; every value is missing. Leave the column out, "
+            "or keep it as a constant with keep_empty_features=True."
+        )
+
+
+def _transform(fitted: Estimator, block: Block) -> Block:
+    if fitted.statistics_.dtype.kind == "O" and not _numeric(block):
+        return _filled_categories(fitted, block)
+    out = owned_numbers(block)
+    for j in range(out.shape[1]):
+        column = out[:, j]
+        missing = np.isnan(column)
+        if missing.any():
+            column[missing] = fitted.statistics_[j]
+    return out
+
+
+def _numeric(block: Block) -> bool:
+    if isinstance(block, Categories):
+        return all(column.dtype.kind != "O" for column in block.columns)
+    if isinstance(block, np.ndarray):
+        return block.dtype.kind != "O"
+    if isinstance(block, pd.DataFrame):
+        return all(pd.api.types.is_numeric_dtype(dtype) for dtype in block.dtypes)
+    return False
+
+
+def _filled_categories(fitted: Estimator, block: Block) -> Categories:
+    filled = []
+    for j in range(n_columns(block)):
+        column = codes(block, j)
+        found, values = column.codes, column.values
+        missing = found < 0
+        if missing.any():
+            fill = fitted.statistics_[j]
+            if fill not in values:
+                values = [*values, fill]
+            found = np.where(missing, np.int32(values.index(fill)), found.astype(np.int32))
+        filled.append(Codes(found, values, np.dtype(object)))
+    return Categories(tuple(filled))
+
+
+def _imputed_moments(fitted: Estimator, moments: Moments) -> Moments:
+    """Join the observed values with as many copies of the fill value as there were gaps."""
+    gaps = (moments.n_rows - moments.observed).astype(np.float64)
+    k = len(gaps)
+    fill = Moments(
+        0,
+        gaps,
+        gaps.astype(np.int64),
+        np.asarray(fitted.statistics_, dtype=np.float64),
+        np.zeros(k),
+        moments.dtype,
+    )
+    return moments.merge(fill)
+
+
+def _imputed_extremes(fitted: Estimator, extremes: Extremes) -> Extremes:
+    fill = np.asarray(fitted.statistics_, dtype=extremes.low.dtype)
+    fill = np.where(extremes.observed < extremes.n_rows, fill, np.nan).astype(extremes.low.dtype)
+    gaps = extremes.n_rows - extremes.observed
+    return extremes.merge(Extremes(0, gaps, fill, fill))
+
+
+def _imputed_counts(fitted: Estimator, counts: ValueCounts) -> ValueCounts:
+    filled = []
+    for column, gaps, fill in zip(counts.counts, counts.n_missing, fitted.statistics_, strict=True):
+        value = fill.item() if isinstance(fill, np.generic) else fill
+        filled.append({**column, value: column.get(value, 0) + gaps} if gaps else column)
+    dtype = np.result_type(*counts.dtypes)
+    return ValueCounts(
+        counts.n_rows, tuple(filled), (0,) * len(filled), counts.missing, (dtype,) * len(filled)
+    )
+
+
+def _output(estimator: Estimator, meta: Meta) -> Meta:
+    if meta.frame is None:
+        return Meta(n_columns=meta.n_columns, dtype=meta.dtype)
+    text = estimator.strategy != "mean" and not all(
+        pd.api.types.is_numeric_dtype(dtype) for dtype in meta.frame.dtypes
+    )
+    return Meta(n_columns=meta.width, dtype=np.dtype(object) if text else np.dtype("float64"))
+
+
+def _moments_rule(estimator: Estimator) -> Derivation | None:
+    return Derivation(Moments, _imputed_moments, "imputed values add a known count at a known value")
+
+
+def _extremes_rule(estimator: Estimator) -> Derivation | None:
+    return Derivation(Extremes, _imputed_extremes, "imputed values add one known value")
+
+
+def _counts_rule(estimator: Estimator) -> Derivation | None:
+    return Derivation(ValueCounts, _imputed_counts, "imputed values add a known count at a known value")
+
+
+add(
+    SimpleImputer,
+    Way(
+        "merge",
+        _finish,
+        _wants,
+        _transform,
+        {Moments: _moments_rule, Extremes: _extremes_rule, ValueCounts: _counts_rule},
+        _check,
+        _output,
+        exact="1e-9 relative (mean), exact (others)",
+    ),
+)

@@ -1,0 +1,204 @@
+"""A program: the passes that fit an estimator, ready to be carried out.
+
+Made by the planner, run by tasks. What earlier passes have found travels as one `Known`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dpipe.blocks.rows import Rows, Tally
+from dpipe.blocks.table import n_rows
+from dpipe.errors import DpipeError, InputError
+from dpipe.families import gradient
+from dpipe.families.compose import Fit, finish_composite, n_outputs
+from dpipe.families.expression import Columns, Expression, Output, Raw, evaluate, evaluate_for_learner, narrowed
+from dpipe.families.registry import Estimator, Fitted, Meta
+from dpipe.run import PassState, states_of
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A wanted statistic: one that is collected, carried through fitted transformers by algebra."""
+
+    collect: int
+    """Its place in the pass's list of statistics."""
+    steps: tuple[tuple[int, Callable[[Estimator, Any], Any]], ...] = ()
+    """Transformers that it is carried through, the innermost first."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """One fit, and where its statistics come from."""
+
+    fit: Fit
+    stats: tuple[Derived, ...]
+
+
+@dataclass(frozen=True)
+class ProgramPass:
+    """One reading of the blocks."""
+
+    collects: tuple[tuple[Any, Expression], ...]
+    finishes: tuple[Finish, ...]
+    columns: tuple[int, ...] | None
+    """Positions of the columns of X that are read; None for all."""
+    learner: Fit | None = None
+    """The estimator that learns in order, for a `stream` pass."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What has been found so far."""
+
+    fitted: Mapping[int, Fitted] = field(default_factory=dict)
+    starts: Mapping[int, tuple[Estimator, np.ndarray | None]] = field(default_factory=dict)
+    """Unfitted ordered learners, with their classes."""
+    tallies: tuple[Tally, ...] = ()
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Collects the statistics of one pass from one block."""
+
+    step: ProgramPass
+
+    def __call__(self, rows: Rows, known: Known) -> tuple[Any, ...]:
+        """Compute each value once, and each statistic of it."""
+        position_of = _positions(self.step)
+        memo: dict[Any, Any] = {}
+        found = []
+        for want, expression in self.step.collects:
+            if getattr(want, "of_y", False):
+                value = None
+            else:
+                local = narrowed(expression, position_of) if position_of else expression
+                value = evaluate(local, rows.X, known.fitted, memo)
+            found.append(want.of(value, rows.y, rows.w))
+        return tuple(found)
+
+
+def _positions(step: ProgramPass) -> dict[int, int]:
+    return {} if step.columns is None else {j: k for k, j in enumerate(step.columns)}
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Transforms one block for an ordered learner."""
+
+    step: ProgramPass
+    lengths: frozenset[int] = frozenset()
+    """Numbers of rows that several blocks have: their order of learning is worked out once."""
+
+    def __call__(self, rows: Rows, known: Known, position: tuple[int, int]) -> Rows:
+        """Give the learner's matrix, row-major or CSR, its rows in the order of learning if that is known."""
+        assert self.step.learner is not None
+        position_of = _positions(self.step)
+        source = self.step.learner.source
+        local = narrowed(source, position_of) if position_of else source
+        learner, classes = known.starts[self.step.learner.index]
+        order = gradient.learning_order(learner, classes, n_rows(rows.X), position, self.lengths)
+        matrix = evaluate_for_learner(local, rows.X, known.fitted, order)
+        if order is None:
+            return Rows(matrix, rows.y, rows.w)
+        y, w = (None if values is None else values[order] for values in (rows.y, rows.w))
+        return Rows(matrix, y, w, ordered=True)
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Gives the learner of a `stream` pass before its first block."""
+
+    fit: int
+
+    def __call__(self, known: Known) -> tuple[Estimator, np.ndarray | None]:
+        """Look it up."""
+        return known.starts[self.fit]
+
+
+def learn(
+    learner: tuple[Estimator, np.ndarray | None], rows: Rows, position: tuple[int, int]
+) -> tuple[Estimator, np.ndarray | None]:
+    """Learn one block."""
+    estimator, classes = learner
+    return gradient.learn(estimator, classes, rows, position), classes
+
+
+def finish_pass(step: ProgramPass, known: Known, collected: PassState | None) -> Known:
+    """Finish every fit of a merge pass from the merged states.
+
+    Raises
+    ------
+    DpipeError
+        If the data has no rows, or an estimator refuses what was found in it.
+    """
+    states: Sequence[Any] = ()
+    if collected is not None:
+        states = states_of(collected, "fit")
+        known = replace(known, tallies=(*known.tallies, collected.tally))
+    for finish in step.finishes:
+        known = _finish_one(finish, states, known)
+    return known
+
+
+def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
+    fit = finish.fit
+    stats = [_carried(derived, states, known.fitted) for derived in finish.stats]
+    try:
+        if not fit.is_leaf:
+            children = [None if child is None else known.fitted[child] for child in fit.children]
+            estimator = finish_composite(fit, children, stats)
+        elif fit.way.kind == "stream":
+            return replace(known, starts={**known.starts, fit.index: gradient.start(fit.estimator, stats)})
+        else:
+            estimator = fit.way.finish(fit.estimator, stats, _known_meta(fit, known.fitted))
+    except DpipeError:
+        raise
+    except (ValueError, TypeError) as err:
+        raise InputError(f"{fit.name}: {err}") from err
+    return replace(known, fitted={**known.fitted, fit.index: Fitted(estimator, fit.way)})
+
+
+def _carried(derived: Derived, states: Sequence[Any], fitted: Mapping[int, Fitted]) -> Any:
+    statistic = states[derived.collect]
+    for index, function in derived.steps:
+        statistic = function(fitted[index].estimator, statistic)
+    return statistic
+
+
+def _known_meta(fit: Fit, fitted: Mapping[int, Fitted]) -> Meta:
+    if fit.meta.width is not None:
+        return fit.meta
+    return replace(fit.meta, n_columns=_width(fit.source, fitted))
+
+
+def _width(expression: Expression, fitted: Mapping[int, Fitted]) -> int | None:
+    if isinstance(expression, Raw):
+        return None
+    if isinstance(expression, Columns):
+        return len(expression.positions)
+    if isinstance(expression, Output):
+        return n_outputs(fitted[expression.fit].estimator)
+    widths = [_width(part, fitted) for part in expression.parts]
+    return None if any(w is None for w in widths) else sum(w for w in widths if w is not None)
+
+
+def finish_stream(step: ProgramPass, known: Known, learned: tuple[Any, Tally]) -> Known:
+    """Take the learner after its last block, and finish the composites around it.
+
+    Raises
+    ------
+    InputError
+        If it has not learned from any row.
+    """
+    assert step.learner is not None
+    (estimator, _), tally = learned
+    if not tally.rows:
+        states_of(PassState(None, tally), step.learner.name)
+    fitted = {**known.fitted, step.learner.index: Fitted(estimator, step.learner.way)}
+    known = Known(fitted, known.starts, (*known.tallies, tally))
+    for finish in step.finishes:
+        known = _finish_one(finish, (), known)
+    return known

@@ -1,0 +1,228 @@
+"""The registry: which estimator classes can be fitted block by block, and how.
+
+dpipe's own families register here exactly as third parties do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.base import clone
+
+from dpipe.blocks.matrix import to_matrix
+from dpipe.blocks.statistics import Custom, Statistic
+from dpipe.blocks.table import Block
+from dpipe.errors import InputError, UnsupportedEstimatorError
+
+Estimator = Any  # scikit-learn has no useful base type for "has fit and get_params"
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What is known of a value before anything is computed."""
+
+    frame: pd.DataFrame | None = None
+    """An empty frame with the right columns and types; None for a matrix."""
+    n_columns: int | None = None
+    """Columns of a matrix, where they are known before fitting."""
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("float64"))
+    sparse: bool = False
+
+    @property
+    def width(self) -> int | None:
+        """Number of columns, if it is known."""
+        return self.n_columns if self.frame is None else self.frame.shape[1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names; made up for a matrix of known width."""
+        if self.frame is not None:
+            return tuple(str(name) for name in self.frame.columns)
+        return tuple(f"x{j}" for j in range(self.n_columns or 0))
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How one statistic of an output follows from a statistic of the input."""
+
+    source: Any
+    """The statistic of the input that is collected instead."""
+    function: Callable[[Estimator, Any], Any]
+    """From the fitted transformer and that statistic to the wanted one."""
+    rule: str
+    """What it says in a plan."""
+
+
+def _nothing(estimator: Estimator) -> tuple[Any, ...]:
+    return ()
+
+
+def _accept(estimator: Estimator) -> None:
+    return None
+
+
+def _matrix_of_same_width(estimator: Estimator, meta: Meta) -> Meta:
+    return Meta(n_columns=meta.width, dtype=meta.dtype)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the estimators of one class are fitted from blocks."""
+
+    kind: Literal["stateless", "merge", "stream"]
+    finish: Callable[[Estimator, Sequence[Any], Meta], Estimator]
+    """From the unfitted estimator, its merged statistics and its input's meta to a fitted clone."""
+    wants: Callable[[Estimator], tuple[Any, ...]] = _nothing
+    """The statistics of its input (and of y) that it needs; each has `of(X, y, w)`."""
+    transform: Callable[[Estimator, Block], Block] | None = None
+    """A kernel that equals the fitted estimator's `transform` on a block; None: call that."""
+    derive: Mapping[Any, Callable[[Estimator], Derivation | None]] = field(default_factory=dict)
+    """For a wanted statistic of its output: how to have it in the same pass."""
+    check: Callable[[Estimator], None] = _accept
+    """Raise for parameters that cannot be fitted this way."""
+    output: Callable[[Estimator, Meta], Meta] = _matrix_of_same_width
+    needs_y: bool = False
+    exact: str = "exact"
+    """What "the same answer" means for it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted estimator, with the way that knows its kernels."""
+
+    estimator: Estimator
+    way: Way
+
+
+_ways: dict[type, Way] = {}
+_SUBSTITUTES = {
+    "SVC": "LinearSVC by way of SGDClassifier(loss='hinge')",
+    "SVR": "SGDRegressor(loss='epsilon_insensitive')",
+    "KNeighborsClassifier": "GaussianNB or SGDClassifier",
+    "KNeighborsRegressor": "SGDRegressor",
+    "RandomForestClassifier": "SGDClassifier",
+    "RandomForestRegressor": "SGDRegressor",
+    "LogisticRegression": "SGDClassifier(loss='log_loss')",
+    "RobustScaler": "StandardScaler",
+    "IterativeImputer": "SimpleImputer",
+    "KNNImputer": "SimpleImputer",
+}
+
+
+def add(cls: type, way: Way) -> None:
+    """Enter an estimator class into the registry."""
+    _ways[cls] = way
+
+
+def way_of(estimator: Estimator) -> Way:
+    """Look up how an estimator is fitted.
+
+    Raises
+    ------
+    UnsupportedEstimatorError
+        If its class is not registered, or one of its parameters has no way.
+    """
+    way = _ways.get(type(estimator))
+    if way is None:
+        name = type(estimator).__name__
+        if not hasattr(estimator, "fit"):
+            raise UnsupportedEstimatorError(
+                f"{estimator!r} is not an estimator: it has no fit method. "
+                "Pass an unfitted scikit-learn estimator or pipeline."
+            )
+        instead = f" {_SUBSTITUTES[name]} would do in its place." if name in _SUBSTITUTES else ""
+        raise UnsupportedEstimatorError(
+            f"{name} cannot be fitted block by block.{instead} `dpipe.estimators()` lists what can; "
+            "`dpipe.register` adds an estimator of your own; or fit it in memory on a sample: "
+            "X.sample(frac=0.01, random_state=0).compute()."
+        )
+    _check_parameters(estimator)
+    way.check(estimator)
+    return way
+
+
+def _check_parameters(estimator: Estimator) -> None:
+    """Let scikit-learn check the parameters now, not in the last pass."""
+    validate = getattr(estimator, "_validate_params", None)
+    if validate is not None:
+        try:
+            validate()
+        except ValueError as err:
+            raise InputError(f"{err} Change the parameter; nothing has been read yet.") from err
+    config = getattr(estimator, "_sklearn_output_config", {}).get("transform", "default")
+    if config not in (None, "default"):
+        raise UnsupportedEstimatorError(
+            f"{type(estimator).__name__}.set_output(transform={config!r}) is not supported: "
+            "blocks flow as arrays. Leave the output at 'default', and set it on the fitted result."
+        )
+
+
+def registered() -> dict[type, Way]:
+    """Give a copy of the registry."""
+    return dict(_ways)
+
+
+@dataclass(frozen=True, eq=False)
+class _CustomWant:
+    """A third party's update and merge, as a statistic; one of its own for each estimator."""
+
+    estimator: Estimator
+    update: Callable[..., Any]
+    join: Callable[[Any, Any], Any]
+
+    def of(self, X: Block, y: Any, w: Any = None) -> Statistic:
+        return Custom(self.update(self.estimator, to_matrix(X), y, w), self.join)
+
+
+def register(
+    cls: type,
+    *,
+    update: Callable[[Estimator, Any, Any, Any], Any],
+    merge: Callable[[Any, Any], Any],
+    finish: Callable[[Estimator, Any], Estimator],
+) -> None:
+    """Teach dpipe to fit an estimator of your own, in one pass, from three functions.
+
+    Parameters
+    ----------
+    cls : type
+        The estimator class. Instances of subclasses are not matched.
+    update : callable ``(estimator, X, y, sample_weight) -> state``
+        Reads one block: `X` as a frame, an array or a CSR matrix of shape (n_rows, n_features),
+        `y` and `sample_weight` of shape (n_rows,) or None. Must not change its arguments. Blocks
+        may be empty.
+    merge : callable ``(state, state) -> state``
+        Joins two states; the second one is of later rows. Must be associative.
+    finish : callable ``(estimator, state) -> estimator``
+        Gives a fitted estimator; the one it is given is a clone that it may change.
+
+    Raises
+    ------
+    InputError
+        If `cls` is not a class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.base import BaseEstimator
+    >>> class RowCounter(BaseEstimator):
+    ...     def fit(self, X, y=None):
+    ...         self.n_rows_ = len(X)
+    ...         return self
+    >>> def finish(estimator, state):
+    ...     estimator.n_rows_ = state
+    ...     return estimator
+    >>> register(RowCounter, update=lambda est, X, y, w: len(X), merge=int.__add__, finish=finish)
+    """
+    if not isinstance(cls, type):
+        raise InputError(f"register takes an estimator class, got {cls!r}. Pass the class, not an instance.")
+
+    def wants(estimator: Estimator) -> tuple[Any, ...]:
+        return (_CustomWant(estimator, update, merge),)
+
+    def finished(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+        return finish(clone(estimator), stats[0].state)
+
+    add(cls, Way("merge", finished, wants, exact="by its author"))

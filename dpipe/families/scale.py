@@ -1,0 +1,139 @@
+"""StandardScaler and MinMaxScaler: one pass, from moments and extremes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from dpipe.blocks.statistics import Extremes, Moments
+from dpipe.blocks.table import Block, owned_numbers
+from dpipe.errors import InputError
+from dpipe.families import stand_in
+from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
+
+
+def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    moments: Moments = stats[0]
+    fitted = stand_in.fitted_on_zeros(estimator, meta, len(moments.mean), moments.dtype)
+    seen = moments.observed
+    if not (fitted.with_mean or fitted.with_std):
+        fitted.mean_ = fitted.var_ = fitted.scale_ = None
+    else:
+        nothing = moments.observed == 0
+        fitted.mean_ = np.where(nothing, np.nan, moments.mean)
+        fitted.var_ = moments.variance if fitted.with_std else None
+    fitted.n_samples_seen_ = seen[0] if (seen == seen[0]).all() else seen
+    if fitted.with_std:
+        fitted.scale_ = _standard_scale(fitted.mean_, fitted.var_, fitted.n_samples_seen_)
+    return fitted
+
+
+def _standard_scale(mean: np.ndarray, var: np.ndarray, n_samples: Any) -> np.ndarray:
+    """Standard deviations, 1 for columns that are constant up to rounding (as scikit-learn bounds it)."""
+    eps = np.finfo(np.float64).eps
+    with np.errstate(invalid="ignore"):
+        constant = var <= n_samples * eps * var + (n_samples * mean * eps) ** 2
+    scale = np.sqrt(var)
+    scale[constant] = 1.0
+    return scale
+
+
+def _transform_standard(fitted: Estimator, block: Block) -> Block:
+    out = owned_numbers(block)
+    if sp.issparse(out):
+        return fitted.transform(out)
+    if fitted.with_mean:
+        out -= fitted.mean_.astype(out.dtype)
+    if fitted.with_std:
+        out /= fitted.scale_.astype(out.dtype)
+    return out
+
+
+def _finish_minmax(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    extremes: Extremes = stats[0]
+    low, high = extremes.low, extremes.high
+    fitted = stand_in.fitted_on_zeros(estimator, meta, len(low), low.dtype)
+    bottom, top = (low.dtype.type(bound) for bound in fitted.feature_range)
+    span = high - low
+    safe = np.where(span < 10 * np.finfo(span.dtype).eps, span.dtype.type(1), span)
+    fitted.scale_ = (top - bottom) / safe
+    fitted.min_ = bottom - low * fitted.scale_
+    fitted.data_min_, fitted.data_max_, fitted.data_range_ = low, high, span
+    fitted.n_samples_seen_ = extremes.n_rows
+    return fitted
+
+
+def _transform_minmax(fitted: Estimator, block: Block) -> Block:
+    out = owned_numbers(block)
+    if sp.issparse(out):
+        raise InputError("MinMaxScaler does not take sparse input. Use MaxAbsScaler, or a dense array.")
+    out *= fitted.scale_
+    out += fitted.min_
+    if fitted.clip:
+        np.clip(out, *fitted.feature_range, out=out)
+    return out
+
+
+def _affine_moments(scale: np.ndarray, shift: np.ndarray, moments: Moments) -> Moments:
+    """Moments of ``scale * x + shift``."""
+    return Moments(
+        moments.n_rows,
+        moments.count,
+        moments.observed,
+        moments.mean * scale + shift,
+        moments.m2 * scale**2,
+        moments.dtype,
+    )
+
+
+def _affine_extremes(scale: np.ndarray, shift: np.ndarray, extremes: Extremes) -> Extremes:
+    """Extremes of ``scale * x + shift`` for a positive scale."""
+    dtype = extremes.low.dtype
+    low, high = extremes.low * scale + shift, extremes.high * scale + shift
+    return Extremes(extremes.n_rows, extremes.observed, low.astype(dtype), high.astype(dtype))
+
+
+def _standard_as_affine(fitted: Estimator) -> tuple[np.ndarray, np.ndarray]:
+    width = fitted.n_features_in_
+    scale = 1 / fitted.scale_ if fitted.with_std else np.ones(width)
+    return scale, (-fitted.mean_ * scale if fitted.with_mean else np.zeros(width))
+
+
+def _moments_of_standard(fitted: Estimator, moments: Moments) -> Moments:
+    return _affine_moments(*_standard_as_affine(fitted), moments)
+
+
+def _extremes_of_standard(fitted: Estimator, extremes: Extremes) -> Extremes:
+    return _affine_extremes(*_standard_as_affine(fitted), extremes)
+
+
+def _moments_of_minmax(fitted: Estimator, moments: Moments) -> Moments:
+    return _affine_moments(fitted.scale_, fitted.min_, moments)
+
+
+def _extremes_of_minmax(fitted: Estimator, extremes: Extremes) -> Extremes:
+    return _affine_extremes(fitted.scale_, fitted.min_, extremes)
+
+
+def _scaled_moments(estimator: Estimator) -> Derivation | None:
+    if isinstance(estimator, StandardScaler):
+        return Derivation(Moments, _moments_of_standard, "scaling maps moments linearly")
+    # a clipped column can leave the line only on unseen rows
+    return Derivation(Moments, _moments_of_minmax, "scaling maps moments linearly")
+
+
+def _scaled_extremes(estimator: Estimator) -> Derivation | None:
+    if isinstance(estimator, StandardScaler):
+        return Derivation(Extremes, _extremes_of_standard, "scaling keeps the order of values")
+    return Derivation(Extremes, _extremes_of_minmax, "scaling keeps the order of values")
+
+
+_DERIVE = {Moments: _scaled_moments, Extremes: _scaled_extremes}
+
+add(
+    StandardScaler,
+    Way("merge", _finish_standard, lambda est: (Moments,), _transform_standard, _DERIVE, exact="1e-9 relative"),
+)
+add(MinMaxScaler, Way("merge", _finish_minmax, lambda est: (Extremes,), _transform_minmax, _DERIVE))

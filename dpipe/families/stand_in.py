@@ -1,0 +1,61 @@
+"""Tiny data on which scikit-learn's own `fit` does the bookkeeping.
+
+A fitted estimator has more attributes than those it learned: feature names, types, flags, and
+in other releases other ones. So each family fits a clone on a stand-in of the same columns and
+types, and then puts in what was learned from the blocks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import clone
+
+from dpipe.blocks.statistics import ValueCounts
+from dpipe.families.registry import Estimator, Meta
+
+
+def numeric(meta: Meta, width: int, dtype: Any, rows: int = 1) -> Any:
+    """Give `rows` rows of zeros, as a frame where the real input is one."""
+    zeros = np.zeros((rows, width), dtype=dtype)
+    return zeros if meta.frame is None else pd.DataFrame(zeros, columns=meta.frame.columns)
+
+
+def fitted_on_zeros(estimator: Estimator, meta: Meta, width: int, dtype: Any) -> Estimator:
+    """Fit a clone on one row of zeros."""
+    return clone(estimator).fit(numeric(meta, width, dtype))
+
+
+def of_values(counts: ValueCounts, meta: Meta) -> Any:
+    """Give rows that hold every distinct value of every column, missing ones included."""
+    columns = [
+        list(found) + ([missing] if n else [])
+        for found, n, missing in zip(counts.counts, counts.n_missing, counts.missing, strict=True)
+    ]
+    if meta.frame is None:
+        return padded(columns, counts.dtypes, None)
+    series = []
+    rows = max(map(len, columns))
+    for values, dtype in zip(columns, meta.frame.dtypes, strict=True):
+        full = values + values[:1] * (rows - len(values))
+        if isinstance(dtype, pd.CategoricalDtype):
+            series.append(pd.Series(pd.Categorical(full)))
+        else:
+            series.append(pd.Series(full, dtype=dtype))
+    frame = pd.concat(series, axis=1)
+    frame.columns = meta.frame.columns
+    return frame
+
+
+def padded(columns: Sequence[list[Any]], dtypes: Sequence[np.dtype[Any]], names: Any) -> Any:
+    """Put lists of different lengths side by side, the first value of each filling up the rest."""
+    rows = max(map(len, columns))
+    full = [values + values[:1] * (rows - len(values)) for values in columns]
+    if names is not None:
+        data = {name: pd.Series(v, dtype=d) for name, v, d in zip(names, full, dtypes, strict=True)}
+        return pd.DataFrame(data)
+    out = np.empty((rows, len(full)), dtype=np.result_type(*dtypes))
+    for j, values in enumerate(full):
+        out[:, j] = values
+    return out

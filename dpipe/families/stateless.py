@@ -1,0 +1,54 @@
+"""Transformers that learn nothing from the data: no pass at all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer
+
+from dpipe.errors import InputError
+from dpipe.families import stand_in
+from dpipe.families.registry import Estimator, Meta, Way, add
+
+
+def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    if meta.frame is not None:
+        return stand_in.clone(estimator).fit(meta.frame if _takes_frames(estimator) else sample(meta.frame))
+    return stand_in.fitted_on_zeros(estimator, meta, meta.width or 1, meta.dtype)
+
+
+def _takes_frames(estimator: Estimator) -> bool:
+    return isinstance(estimator, FunctionTransformer) and not estimator.validate
+
+
+def sample(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give one row of zeros with the columns of a frame."""
+    return pd.DataFrame(np.zeros((1, frame.shape[1])), columns=frame.columns)
+
+
+def _output_of_function(estimator: Estimator, meta: Meta) -> Meta:
+    """Call the function on no rows, to see what columns it gives."""
+    if meta.frame is None:
+        return Meta(n_columns=None, dtype=meta.dtype)
+    if estimator.func is None:
+        return meta
+    try:
+        result = estimator.func(meta.frame.copy(), **(estimator.kw_args or {}))
+    except Exception as err:
+        name = getattr(estimator.func, "__name__", repr(estimator.func))
+        raise InputError(
+            f"FunctionTransformer: {name} fails on a frame without rows: {type(err).__name__}: {err}. "
+            "Its output columns are found that way before anything is read; let it accept an empty frame."
+        ) from err
+    if isinstance(result, pd.DataFrame):
+        return Meta(frame=result.iloc[:0])
+    if hasattr(result, "nnz"):
+        return Meta(n_columns=result.shape[1], dtype=result.dtype, sparse=True)
+    width = result.shape[1] if getattr(result, "ndim", 1) == 2 else None
+    return Meta(n_columns=width, dtype=np.dtype(getattr(result, "dtype", np.float64)))
+
+
+add(FunctionTransformer, Way("stateless", _finish, output=_output_of_function))
+add(Normalizer, Way("stateless", _finish))
+add(Binarizer, Way("stateless", _finish))

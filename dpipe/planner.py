@@ -1,0 +1,336 @@
+"""The planner: an estimator and the shape of its data become passes, bytes and projected memory.
+
+A pass can fit whatever depends only on the data and on fits of earlier passes. Where a statistic of
+a transformer's output follows from a statistic of its input (mean imputation moves a variance by a
+known factor), the planner collects that one instead, and both fits share the pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dpipe.errors import MemoryLimitError
+from dpipe.families.compose import Fit, Walk
+from dpipe.families.expression import RAW, Columns, Expression, Output, Raw, needed_columns, needed_fits
+from dpipe.families.program import Derived, Finish, ProgramPass
+from dpipe.plan_record import PassPlan, Plan
+from dpipe.sizes import format_bytes
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What the planner knows of the data."""
+
+    source: str
+    names: tuple[str, ...]
+    rows: tuple[int | None, ...]
+    row_nbytes: tuple[int, ...]
+    """Decoded bytes of a row, for each column of X."""
+    target_nbytes: int = 0
+    """Decoded bytes of a row of y and weights."""
+    overhead: float = 1.0
+    """How many times its decoded size a block takes while it is read."""
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows, if all blocks are known."""
+        return None if any(n is None for n in self.rows) else sum(n or 0 for n in self.rows)
+
+    @property
+    def block_rows(self) -> int | None:
+        """Rows of the largest block, if known."""
+        return None if any(n is None for n in self.rows) else max((n or 0 for n in self.rows), default=0)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use."""
+
+    threads: int
+    """Blocks that are worked on at a time, in one worker."""
+    workers: int = 1
+    memory: int | None = None
+    """Budget of one worker in bytes; None for no limit."""
+    reserved: int = 0
+    """What a worker's process takes before it has read anything, in bytes."""
+    window: int = 4
+    """Blocks in flight in an ordered pass."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An estimator's passes, ready to run, and the record that describes them."""
+
+    walk: Walk
+    at_once: ProgramPass
+    """Fits that need no data."""
+    passes: tuple[ProgramPass, ...]
+    plan: Plan
+
+
+def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: int = 1) -> Program:
+    """Arrange the fits of an estimator into the fewest passes.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the projected peak exceeds the budget.
+    """
+    done: set[int] = set()
+    started: dict[int, int] = {}
+    fitted_in: dict[int, int] = {}
+    at_once = _Pass(walk, frozenset(), {}).filled(no_data=True)
+    done |= at_once.finished
+    for fit in at_once.started:
+        started[fit] = 0
+    passes: list[ProgramPass] = []
+    records: list[PassPlan] = []
+    while walk.root not in done:
+        attempt = _Pass(walk, frozenset(done), started).filled()
+        number = len(passes) + 1
+        if not attempt.collects:
+            attempt = _Pass(walk, frozenset(done), started).streamed()
+        step = attempt.made(len(shape.names))
+        passes.append(step)
+        records.append(_record(number, step, attempt, walk, shape, resources, fitted_in, epochs))
+        done |= attempt.finished
+        fitted_in.update(dict.fromkeys(attempt.finished, number))
+        started.update(dict.fromkeys(attempt.started, number))
+    plan = _plan(walk, shape, resources, records)
+    return Program(walk, at_once.made(len(shape.names)), tuple(passes), plan)
+
+
+class _Pass:
+    """A pass in the making."""
+
+    def __init__(self, walk: Walk, done: frozenset[int], started: dict[int, int]) -> None:
+        self.walk = walk
+        self.done = done
+        self.was_started = started
+        self.collects: list[tuple[Any, Expression]] = []
+        self.finishes: list[Finish] = []
+        self.finished: set[int] = set()
+        self.started: set[int] = set()
+        self.rules: list[str] = []
+        self.learner: Fit | None = None
+
+    def filled(self, *, no_data: bool = False) -> "_Pass":
+        """Take every fit that can be finished in this pass."""
+        for fit in self.walk.fits:
+            if fit.index not in self.done and fit.index not in self.was_started:
+                self._try(fit, no_data)
+        return self
+
+    def streamed(self) -> "_Pass":
+        """Take the one learner that is waiting for its ordered pass, and what is finished with it."""
+        waiting = (fit for fit in self.walk.fits if fit.index in self.was_started and fit.index not in self.done)
+        self.learner = next(fit for fit in waiting if needed_fits(fit.source) <= self.done)
+        self.finished.add(self.learner.index)
+        return self.filled(no_data=True)
+
+    def _ready(self) -> frozenset[int]:
+        return self.done | self.finished
+
+    def _try(self, fit: Fit, no_data: bool) -> None:
+        if not fit.is_leaf and not {child for child in fit.children if child is not None} <= self._ready():
+            return
+        if fit.is_leaf and not fit.wants and fit.way.kind != "stream" and not needed_fits(fit.source) <= self._ready():
+            return
+        kept = len(self.collects), len(self.rules)
+        stats = [self._resolve(want, expression) for want, expression in fit.wants]
+        if any(found is None for found in stats) or (no_data and len(self.collects) > kept[0]):
+            del self.collects[kept[0] :]
+            del self.rules[kept[1] :]
+            return
+        self.finishes.append(Finish(fit, tuple(found for found in stats if found is not None)))
+        (self.started if fit.way.kind == "stream" and fit.is_leaf else self.finished).add(fit.index)
+
+    def _resolve(self, want: Any, expression: Expression) -> Derived | None:
+        if getattr(want, "of_y", False):
+            expression = RAW
+        if needed_fits(expression) <= self.done:
+            return Derived(self._collect(want, expression))
+        if not isinstance(expression, Output) or expression.fit not in self.finished:
+            return None
+        fit = self.walk.fits[expression.fit]
+        rule = fit.way.derive.get(want, _no_rule)(fit.estimator)
+        inner = None if rule is None else self._resolve(rule.source, expression.source)
+        if rule is None or inner is None:
+            return None
+        said = f"{_name(want)} after {fit.name.split(' / ')[-1]}: {rule.rule}"
+        if said not in self.rules:
+            self.rules.append(said)
+        return replace(inner, steps=(*inner.steps, (fit.index, rule.function)))
+
+    def _collect(self, want: Any, expression: Expression) -> int:
+        if (want, expression) not in self.collects:
+            self.collects.append((want, expression))
+        return self.collects.index((want, expression))
+
+    def made(self, width: int) -> ProgramPass:
+        """Freeze it, and work out which columns it reads."""
+        values = [e for want, e in self.collects if not getattr(want, "of_y", False)]
+        if self.learner is not None:
+            values.append(self.learner.source)
+        needed = [needed_columns(expression) for expression in values]
+        columns: tuple[int, ...] | None = None
+        if not any(found is None for found in needed):
+            columns = tuple(sorted(frozenset().union(*(found for found in needed if found is not None))))
+        if columns == tuple(range(width)):
+            columns = None
+        return ProgramPass(tuple(self.collects), tuple(self.finishes), columns, self.learner)
+
+
+def _no_rule(estimator: Any) -> None:
+    return None
+
+
+def _name(want: Any) -> str:
+    return want.__name__.lstrip("_") if isinstance(want, type) else "a registered state"
+
+
+def _record(
+    number: int,
+    step: ProgramPass,
+    attempt: _Pass,
+    walk: Walk,
+    shape: DataShape,
+    resources: Resources,
+    fitted_in: dict[int, int],
+    epochs: int,
+) -> PassPlan:
+    positions = range(len(shape.names)) if step.columns is None else step.columns
+    per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
+    times = epochs if step.learner is not None else 1
+    return PassPlan(
+        number=number,
+        way="merge" if step.learner is None else "stream",
+        fits=_fit_names(step),
+        collects=tuple(f"{_name(want)} of {_describe(e, walk, shape)}" for want, e in step.collects),
+        why=_why(number, step, attempt, walk, fitted_in),
+        rules=tuple(attempt.rules),
+        columns=tuple(shape.names[j] for j in positions),
+        n_blocks=len(shape.rows),
+        epochs=times,
+        rows=None if shape.n_rows is None else shape.n_rows * times,
+        nbytes=None if shape.n_rows is None else shape.n_rows * per_row * times,
+        projected_nbytes=_projected(step, walk, shape, resources, per_row),
+    )
+
+
+def _fit_names(step: ProgramPass) -> tuple[str, ...]:
+    names = [] if step.learner is None else [step.learner.name]
+    for finish in step.finishes:
+        if finish.fit.is_leaf:
+            is_start = finish.fit.way.kind == "stream"
+            names.append(f"{finish.fit.name} (its classes)" if is_start else finish.fit.name)
+    return tuple(names)
+
+
+def _describe(expression: Expression, walk: Walk, shape: DataShape) -> str:
+    if isinstance(expression, Raw):
+        return "X"
+    if isinstance(expression, Columns):
+        if len(expression.positions) > 3 or not isinstance(expression.source, Raw):
+            return f"{len(expression.positions)} columns of {_describe(expression.source, walk, shape)}"
+        return ", ".join(shape.names[j] for j in expression.positions)
+    if isinstance(expression, Output):
+        return f"the output of {walk.fits[expression.fit].name.split(' / ')[-1]}"
+    return f"the output of {walk.fits[expression.fit].name.split(' / ')[-1]}"
+
+
+def _why(number: int, step: ProgramPass, attempt: _Pass, walk: Walk, fitted_in: dict[int, int]) -> str:
+    """Say what kept this pass from being an earlier one."""
+    if number == 1:
+        return "first reading of the data"
+    if step.learner is not None:
+        before = sorted({fitted_in[i] for i in needed_fits(step.learner.source) if i in fitted_in})
+        waits = [f"the transformers fitted in pass {', '.join(map(str, before))}"] if before else []
+        if attempt.was_started.get(step.learner.index):
+            waits.append(f"the classes found in pass {attempt.was_started[step.learner.index]}")
+        return f"learns in order, block after block, from {' and '.join(waits) or 'the first block on'}"
+    waits = []
+    for want, expression in step.collects:
+        last = [i for i in needed_fits(expression) if fitted_in.get(i) == number - 1 and walk.fits[i].is_leaf]
+        waits += [f"{_name(want)} needs the output of {walk.fits[i].name} (pass {number - 1})" for i in last]
+    return "; ".join(dict.fromkeys(waits)) or "waits for the pass before"
+
+
+def _projected(step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int) -> int | None:
+    """Bytes of one worker at the worst: what its blocks decode to, and what is made of them."""
+    rows = shape.block_rows
+    if rows is None:
+        return None
+    values = {e for want, e in step.collects if not getattr(want, "of_y", False)}
+    if step.learner is not None:
+        values.add(step.learner.source)
+    made = sum(_value_nbytes(e, walk, shape) for e in values)
+    working = rows * (per_row * shape.overhead + made)
+    held = 0.0
+    if step.learner is not None:
+        held = rows * (_value_nbytes(step.learner.source, walk, shape) + shape.target_nbytes) * resources.window
+    return int(resources.reserved + resources.threads * working + held)
+
+
+def _value_nbytes(expression: Expression, walk: Walk, shape: DataShape) -> float:
+    """Bytes of one row of a value and of what it is computed from."""
+    if isinstance(expression, Raw):
+        return 8.0 * len(shape.names)
+    if isinstance(expression, Columns):
+        return 8.0 * len(expression.positions)
+    if isinstance(expression, Output):
+        meta = walk.fits[expression.fit].meta
+        width = meta.width or 0
+        # a one-hot column is one stored entry: a value and an index
+        return 12.0 * width + _value_nbytes(expression.source, walk, shape)
+    return 2.0 * sum(_value_nbytes(part, walk, shape) for part in expression.parts)
+
+
+def _plan(walk: Walk, shape: DataShape, resources: Resources, records: Sequence[PassPlan]) -> Plan:
+    peaks = [record.projected_nbytes for record in records]
+    projected = None if any(p is None for p in peaks) else max((p or 0 for p in peaks), default=resources.reserved)
+    plan = Plan(
+        estimator=type(walk.fits[walk.root].estimator).__name__,
+        source=shape.source,
+        n_rows=shape.n_rows,
+        n_blocks=len(shape.rows),
+        passes=tuple(records),
+        workers=resources.workers,
+        threads=resources.threads,
+        memory_nbytes=resources.memory,
+        reserved_nbytes=resources.reserved,
+        projected_nbytes=projected,
+    )
+    check_budget(plan)
+    return plan
+
+
+def check_budget(plan: Plan) -> None:
+    """Refuse a plan that cannot fit.
+
+    Raises
+    ------
+    MemoryLimitError
+        With the figures, and what would fit.
+    """
+    if plan.memory_nbytes is None or plan.projected_nbytes is None:
+        return
+    if plan.projected_nbytes <= plan.memory_nbytes:
+        return
+    room = plan.memory_nbytes - plan.reserved_nbytes
+    needed = plan.projected_nbytes - plan.reserved_nbytes
+    remedy = f"Give at least memory='{_rounded_up(plan.projected_nbytes)}'"
+    if room > 0:
+        share = room / needed
+        remedy += f", or read with blocks {1 / share:.1f} times smaller (block_nbytes=...)"
+        if plan.threads > 1:
+            remedy += ", or use fewer threads"
+    raise MemoryLimitError(
+        f"The plan needs {format_bytes(plan.projected_nbytes)} a worker, but the budget is "
+        f"{format_bytes(plan.memory_nbytes)}: {format_bytes(plan.reserved_nbytes)} for the process itself and "
+        f"{format_bytes(needed)} for {plan.threads} block{'s' * (plan.threads > 1)} at a time. {remedy}."
+    )
+
+
+def _rounded_up(nbytes: int) -> str:
+    return f"{-(-nbytes // 2**20)} MiB"

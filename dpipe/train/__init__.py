@@ -1,0 +1,1 @@
+"""Fitting: the planner's passes, run."""

@@ -1,0 +1,272 @@
+"""`fit` and `plan`: an unfitted scikit-learn estimator and lazy data, in the fewest passes."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.delayed import Delayed
+from dask.task_spec import TaskRef
+from distributed import Client
+
+from dpipe.blocks.rows import Tally
+from dpipe.blocks.statistics import LabelCounts
+from dpipe.cluster.local import Place, compute, find_place, running
+from dpipe.collect.source import Source, open_source, source_name
+from dpipe.errors import InputError, MemoryLimitError
+from dpipe.families import catalog
+from dpipe.families.compose import Walk, walk
+from dpipe.families.program import (
+    Collector,
+    Known,
+    Preparer,
+    ProgramPass,
+    Starter,
+    finish_pass,
+    finish_stream,
+    learn,
+)
+from dpipe.families.registry import Estimator, Meta
+from dpipe.monitor.events import listening
+from dpipe.plan_record import Plan
+from dpipe.planner import DataShape, Program, Resources, make_program
+from dpipe.run import GraphBuilder, add_scan, add_stream, graph_token
+from dpipe.sizes import parse_bytes
+
+assert catalog.FAMILIES, "the families register themselves when they are imported"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A fit that is planned and can be run."""
+
+    source: Source
+    program: Program
+    place: Place
+    epochs: int
+
+    @property
+    def plan(self) -> Plan:
+        """The record of what it will do."""
+        return self.program.plan
+
+
+def prepare(
+    estimator: Estimator,
+    X: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    epochs: int = 1,
+    memory: int | str | None = None,
+    client: Client | None = None,
+    workers: int | None = None,
+) -> Prepared:
+    """Check the input of a fit and plan it; nothing is computed."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
+        raise InputError(f"epochs must be an integer of at least 1, got {epochs!r}.")
+    if isinstance(estimator, type):
+        raise InputError(f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}().")
+    budget = None if memory is None else parse_bytes(memory)
+    source = open_source(X, y, sample_weight)
+    tree = walk(estimator, Meta(frame=source.frame, n_columns=source.n_columns, dtype=source.dtype))
+    _check_target(tree, source)
+    place = find_place(client, budget, source.n_blocks, workers)
+    program, place = _fitting_program(tree, _shape(source), place, int(epochs))
+    return Prepared(source, program, place, int(epochs))
+
+
+def _check_target(tree: Walk, source: Source) -> None:
+    for fit in tree.fits:
+        if fit.way.needs_y and source.y is None:
+            raise InputError(
+                f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
+                "array, or the name of a column of X."
+            )
+
+
+def _shape(source: Source) -> DataShape:
+    # Arrow decodes beside the compressed bytes; pandas holds a second copy while it is made
+    overhead = {"arrow": 2.0, "pandas": 3.0, "numpy": 2.0, "memory": 1.0}[source.decoded]
+    targets = 8 * ((source.y is not None) + (source.w is not None))
+    return DataShape(
+        source_name(source), source.names, source.rows, tuple(source.row_nbytes.values()), targets, overhead
+    )
+
+
+def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: int) -> tuple[Program, Place]:
+    """Plan with as many threads as the budget allows, where it is ours to choose them."""
+    while True:
+        resources = Resources(
+            place.threads, place.workers, place.memory, place.reserved, window=_window(place)
+        )
+        try:
+            return make_program(tree, shape, resources, epochs=epochs), place
+        except MemoryLimitError:
+            if not place.embedded or place.threads == 1:
+                raise
+            place = Place(None, 1, place.threads - 1, place.memory, place.reserved, True)
+
+
+def _window(place: Place) -> int:
+    return place.threads * place.workers + 1
+
+
+def build(prepared: Prepared) -> tuple[GraphBuilder, Any]:
+    """Build the graph of all passes, and the key of the last `Known`."""
+    source, program = prepared.source, prepared.program
+    token = graph_token(repr(program.walk.fits[program.walk.root].estimator), source.X, source.y, prepared.epochs)
+    graph = GraphBuilder(token)
+    known = graph.add("start", finish_pass, program.at_once, Known(), None)
+    for number, step in enumerate(program.passes, start=1):
+        known = _add_pass(graph, prepared, step, number, known)
+    return graph, known
+
+
+def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number: int, known: Any) -> Any:
+    held = graph.hold(f"pass-{number}", step)
+    if step.learner is None:
+        with_X = any(want is not LabelCounts for want, _ in step.collects)
+        name = f"pass-{number}-merge"
+        merged = add_scan(graph, prepared.source, step.columns, Collector(step), known, name=name, with_X=with_X)
+        return graph.add(f"pass-{number}-finish", finish_pass, held, TaskRef(known), TaskRef(merged))
+    learned = add_stream(
+        graph,
+        prepared.source,
+        step.columns,
+        Preparer(step, _repeated(prepared.source.rows)),
+        Starter(step.learner.index),
+        learn,
+        known,
+        name=f"pass-{number}-stream",
+        epochs=prepared.epochs,
+        window=_window(prepared.place),
+    )
+    return graph.add(f"pass-{number}-finish", finish_stream, held, TaskRef(known), TaskRef(learned))
+
+
+def _repeated(rows: Sequence[int | None]) -> frozenset[int]:
+    """Block lengths that several blocks have."""
+    return frozenset(n for n, times in Counter(rows).items() if n is not None and times > 2)
+
+
+def _estimator_of(known: Known, root: int) -> Estimator:
+    return known.fitted[root].estimator
+
+
+def delayed_fit(prepared: Prepared) -> Delayed:
+    """Give the fitted estimator as a Delayed."""
+    graph, known = build(prepared)
+    key = graph.add("fitted", _estimator_of, TaskRef(known), prepared.program.walk.root)
+    return Delayed(key, graph.tasks)
+
+
+def run_fit(
+    prepared: Prepared, listener: Callable[[dict[str, Any]], None], started: Callable[[Client | None], None]
+) -> tuple[Estimator, tuple[Tally, ...]]:
+    """Run a planned fit; give the fitted estimator, and what each pass read."""
+    graph, known_key = build(prepared)
+    with running(prepared.place) as client, listening(listener, client):
+        started(client)
+        known = compute(Delayed(known_key, graph.tasks), client)
+    return _estimator_of(known, prepared.program.walk.root), known.tallies
+
+
+def _ignore(_: Any) -> None:
+    return None
+
+
+def plan(
+    estimator: Estimator,
+    X: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    epochs: int = 1,
+    memory: int | str | None = None,
+    client: Client | None = None,
+) -> Plan:
+    """Tell what `fit` would do: its passes, what each collects and why, bytes and peak memory.
+
+    Takes the arguments of `fit`, and computes nothing.
+
+    Returns
+    -------
+    Plan
+        A frozen record; prints as a table, and as HTML in Jupyter.
+
+    Raises
+    ------
+    DpipeError
+        As `fit` does for what metadata can tell; MemoryLimitError if the budget cannot be kept.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> plan(StandardScaler(), da.ones((1000, 3), chunks=(250, 3))).n_passes
+    1
+    """
+    return prepare(
+        estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client
+    ).plan
+
+
+def fit(
+    estimator: Estimator,
+    X: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    epochs: int = 1,
+    memory: int | str | None = None,
+    client: Client | None = None,
+    compute: bool = True,
+) -> Any:
+    """Fit a scikit-learn estimator on data larger than memory, and give plain scikit-learn back.
+
+    Parameters
+    ----------
+    estimator : scikit-learn estimator or pipeline
+        Unfitted; it is not changed. `dpipe.estimators()` lists what can be fitted.
+    X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
+        Of shape (n_samples, n_features). Arrays may have unknown row counts.
+    y, sample_weight : series, array, or str, optional
+        Of the same blocks as X, or the name of a column of X, so that all come from one read.
+    epochs : int, default 1
+        How often an estimator that learns in order (SGD) sees the data.
+    memory : int or str, optional
+        Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
+    client : distributed.Client, optional
+        Default: the current client; without one, dpipe runs in this process and cleans up after.
+    compute : bool, default True
+        False gives a `dask.delayed.Delayed` of the fitted estimator instead.
+
+    Returns
+    -------
+    estimator
+        A fitted clone, as ``estimator.fit(X.compute(), y.compute())`` would give. What learns row after
+        row equals `partial_fit` called on the same blocks in the same order.
+
+    Raises
+    ------
+    UnsupportedEstimatorError
+        If a part of the estimator cannot be fitted block by block.
+    InputError, BlockMismatchError, MemoryLimitError, SourceError
+        If input, blocks, budget or files do not do; each message says what would.
+
+    Examples
+    --------
+    >>> import numpy as np, dask.array as da
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> X = da.from_array(np.arange(12.0).reshape(6, 2), chunks=(2, 2))
+    >>> fit(StandardScaler(), X).mean_
+    array([5., 6.])
+    """
+    prepared = prepare(
+        estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client
+    )
+    if not compute:
+        return delayed_fit(prepared)
+    return run_fit(prepared, _ignore, _ignore)[0]
