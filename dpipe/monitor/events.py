@@ -1,0 +1,50 @@
+"""Progress events: from a task, wherever it runs, to whoever listens on the client."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from distributed import Client, get_worker
+
+TOPIC = "dpipe"
+Listener = Callable[[dict[str, Any]], None]
+
+_listeners: list[Listener] = []
+_lock = threading.Lock()
+
+
+def emit(event: dict[str, Any]) -> None:
+    """Tell the client about finished work; does nothing where nobody listens."""
+    with _lock:
+        local = list(_listeners)
+    for listener in local:
+        listener(event)
+    if local:
+        return
+    try:
+        worker = get_worker()
+    except ValueError:
+        return
+    worker.log_event(TOPIC, event)
+
+
+@contextlib.contextmanager
+def listening(listener: Listener, client: Client | None) -> Iterator[None]:
+    """Call `listener` for each event while inside.
+
+    With a client whose workers are other processes, events come over its connection; tasks of this
+    process call the listener directly.
+    """
+    with _lock:
+        _listeners.append(listener)
+    try:
+        if client is not None:
+            client.subscribe_topic(TOPIC, lambda stamped: listener(stamped[1]))
+        yield
+    finally:
+        with _lock:
+            _listeners.remove(listener)
+        if client is not None:
+            with contextlib.suppress(ValueError):
+                client.unsubscribe_topic(TOPIC)

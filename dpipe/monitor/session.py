@@ -1,0 +1,185 @@
+"""What happens while a run is under way: progress, the dashboard's address, memory, the record."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from distributed import Client
+
+from dpipe.blocks.rows import Tally
+from dpipe.errors import InputError
+from dpipe.monitor.progress import Progress
+from dpipe.monitor.record import CurveRecord, MachineRecord, MemoryRecord, PassRecord, RunRecord, StageRecord
+from dpipe.monitor.report import write_report
+from dpipe.monitor.sampler import MemorySampler
+from dpipe.plan_record import Plan
+
+_PACKAGES = ("dpipe", "dask", "distributed", "scikit-learn", "numpy", "pandas", "pyarrow")
+
+
+def make_workdir(workdir: str | os.PathLike[str]) -> Path:
+    """Make the folder of a run's results, and check that it can be written.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made or written.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as err:
+        raise InputError(
+            f"workdir {str(path)!r} cannot be written: {err}. Choose a folder that you may write, with workdir=..."
+        ) from err
+    return path
+
+
+def versions() -> dict[str, str]:
+    """List the versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class Session:
+    """One run: listens to progress events, samples memory, and ends as a `RunRecord`.
+
+    Parameters
+    ----------
+    name : str
+    workdir : Path, optional
+        Where the record and the report go; None keeps them in memory.
+    show : bool, optional
+        Whether to show progress; default: in a terminal and in Jupyter.
+    budget_nbytes : int, optional
+    """
+
+    def __init__(
+        self, name: str, workdir: Path | None = None, *, show: bool | None = None, budget_nbytes: int | None = None
+    ) -> None:
+        self.name = name
+        self.workdir = workdir
+        self.budget_nbytes = budget_nbytes
+        self.started_at = datetime.now(UTC)
+        self.stages: list[StageRecord] = []
+        self.passes: list[PassRecord] = []
+        self.metrics: dict[str, float] = {}
+        self.baselines: dict[str, float] = {}
+        self.required: dict[str, float] = {}
+        self.curves: tuple[CurveRecord, ...] = ()
+        self.dashboard: str | None = None
+        self.workers, self.threads = 1, 1
+        self.reserved = self.projected = 0
+        self._show = show
+        self._begun = time.perf_counter()
+        self._progress = Progress(show)
+        self._sampler = MemorySampler()
+        self._current = ""
+
+    def __enter__(self) -> Self:
+        self._sampler.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.close()
+        self._sampler.__exit__(kind, error, trace)
+        if self.workdir is not None:
+            self.write(finished=error is None)
+
+    def listener(self, event: Mapping[str, Any]) -> None:
+        """Move the progress bar of a pass by one block."""
+        if event["pass"] != self._current:
+            self._current = event["pass"]
+            self._progress.start(event["pass"], event["n_blocks"])
+        self._progress.advance(event["rows"], event["nbytes"])
+
+    def started(self, client: Client | None) -> None:
+        """Say where the dashboard is."""
+        if client is None or client.dashboard_link == self.dashboard:
+            return
+        self.dashboard = client.dashboard_link
+        if self._show is not False:
+            print(f"dashboard: {self.dashboard}", file=sys.stderr)
+
+    def add_passes(self, stage: str, plan: Plan, tallies: tuple[Tally, ...]) -> None:
+        """Record the passes of a fit, planned and measured."""
+        self.workers, self.threads = plan.workers, plan.threads
+        self.reserved = max(self.reserved, plan.reserved_nbytes)
+        self.projected = max(self.projected, plan.projected_nbytes or 0)
+        for step, tally in zip(plan.passes, tallies, strict=True):
+            self.add_pass(
+                stage,
+                f"Pass {step.number}",
+                step.way,
+                tally,
+                collects=step.collects or step.fits,
+                reason=step.why,
+                projected_nbytes=step.projected_nbytes or 0,
+            )
+
+    def add_pass(self, stage: str, title: str, way: str, tally: Tally, **described: Any) -> None:
+        """Record one pass."""
+        self.passes.append(
+            PassRecord(
+                stage=stage,
+                title=title,
+                way=way,
+                n_blocks=tally.n_blocks,
+                rows=tally.rows,
+                nbytes=tally.nbytes,
+                seconds=max(tally.ended - tally.started, 0.0) if tally.n_blocks else 0.0,
+                measured_nbytes=tally.peak_nbytes,
+                **described,
+            )
+        )
+
+    def record(self, *, finished: bool) -> RunRecord:
+        """Give the record as it stands."""
+        return RunRecord(
+            name=self.name,
+            started=self.started_at.isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - self._begun,
+            finished=finished,
+            versions=versions(),
+            machine=MachineRecord.here(),
+            workers=self.workers,
+            threads=self.threads,
+            dashboard=self.dashboard,
+            stages=tuple(self.stages),
+            passes=tuple(self.passes),
+            memory=MemoryRecord(
+                budget_nbytes=self.budget_nbytes,
+                reserved_nbytes=self.reserved,
+                projected_nbytes=self.projected,
+                measured_nbytes=self._sampler.peak_nbytes,
+                samples=self._sampler.samples,
+            ),
+            metrics=self.metrics,
+            baselines=self.baselines,
+            required=self.required,
+            curves=self.curves,
+        )
+
+    def write(self, *, finished: bool) -> Path:
+        """Write the record and the report under the workdir; give the report's path."""
+        assert self.workdir is not None
+        record = self.record(finished=finished)
+        record.write(self.workdir / "run.json")
+        return write_report(record, self.workdir / "report.html")
