@@ -11,7 +11,7 @@ from typing import Any
 
 from dpipe.errors import MemoryLimitError
 from dpipe.families.compose import Fit, Walk
-from dpipe.families.expression import RAW, Columns, Expression, Output, Raw, needed_columns, needed_fits
+from dpipe.families.expression import RAW, Columns, Expression, Output, Raw, Stack, needed_columns, needed_fits
 from dpipe.families.program import Derived, Finish, ProgramPass
 from dpipe.plan_record import PassPlan, Plan
 from dpipe.sizes import format_bytes
@@ -30,6 +30,10 @@ class DataShape:
     """Decoded bytes of a row of y and weights."""
     overhead: float = 1.0
     """How many times its decoded size a block takes while it is read."""
+    likely_block_rows: int | None = None
+    """Rows of the largest block, where they can only be guessed: of the files behind derived data."""
+    hidden_row_nbytes: int = 0
+    """Decoded bytes of a row of those files."""
 
     @property
     def n_rows(self) -> int | None:
@@ -38,8 +42,10 @@ class DataShape:
 
     @property
     def block_rows(self) -> int | None:
-        """Rows of the largest block, if known."""
-        return None if any(n is None for n in self.rows) else max((n or 0 for n in self.rows), default=0)
+        """Rows of the largest block, known or likely."""
+        if any(n is None for n in self.rows):
+            return self.likely_block_rows
+        return max((n or 0 for n in self.rows), default=0)
 
 
 @dataclass(frozen=True)
@@ -261,29 +267,50 @@ def _projected(step: ProgramPass, walk: Walk, shape: DataShape, resources: Resou
     rows = shape.block_rows
     if rows is None:
         return None
-    values = {e for want, e in step.collects if not getattr(want, "of_y", False)}
-    if step.learner is not None:
-        values.add(step.learner.source)
-    made = sum(_value_nbytes(e, walk, shape) for e in values)
-    working = rows * (per_row * shape.overhead + made)
+    values: set[Expression] = set()
+    for want, expression in step.collects:
+        if not getattr(want, "of_y", False):
+            values |= _parts(expression)
     held = 0.0
     if step.learner is not None:
-        held = rows * (_value_nbytes(step.learner.source, walk, shape) + shape.target_nbytes) * resources.window
-    return int(resources.reserved + resources.threads * working + held)
+        source = step.learner.source
+        values |= _parts(source)
+        held = rows * (_own_nbytes(source, walk, shape) + shape.target_nbytes) * resources.window
+    made = sum(_own_nbytes(expression, walk, shape) for expression in values)
+    read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
+    return int(resources.reserved + resources.threads * rows * (read + made) + held)
 
 
-def _value_nbytes(expression: Expression, walk: Walk, shape: DataShape) -> float:
-    """Bytes of one row of a value and of what it is computed from."""
+def _parts(expression: Expression) -> set[Expression]:
+    """An expression, and all that it is computed from."""
     if isinstance(expression, Raw):
-        return 8.0 * len(shape.names)
+        return {expression}
+    if isinstance(expression, Stack):
+        return {expression}.union(*map(_parts, expression.parts))
+    return {expression} | _parts(expression.source)
+
+
+def _own_nbytes(expression: Expression, walk: Walk, shape: DataShape) -> float:
+    """Bytes that one row of a value takes, without what it is computed from."""
+    if isinstance(expression, Raw):
+        return 0.0  # counted as what is read
+    if isinstance(expression, Stack):
+        # CSR: eight bytes of value and four of index for each entry
+        return 12.0 * sum(_width(part, walk, shape) for part in expression.parts)
+    return 8.0 * _width(expression, walk, shape)
+
+
+def _width(expression: Expression, walk: Walk, shape: DataShape) -> int:
+    """Stored entries of one row; a one-hot encoder stores one for each column it encodes."""
+    if isinstance(expression, Raw):
+        return len(shape.names)
     if isinstance(expression, Columns):
-        return 8.0 * len(expression.positions)
-    if isinstance(expression, Output):
-        meta = walk.fits[expression.fit].meta
-        width = meta.width or 0
-        # a one-hot column is one stored entry: a value and an index
-        return 12.0 * width + _value_nbytes(expression.source, walk, shape)
-    return 2.0 * sum(_value_nbytes(part, walk, shape) for part in expression.parts)
+        return len(expression.positions)
+    if isinstance(expression, Stack):
+        return sum(_width(part, walk, shape) for part in expression.parts)
+    fit = walk.fits[expression.fit]
+    known = fit.way.output(fit.estimator, fit.meta).width
+    return _width(expression.source, walk, shape) if known is None else known
 
 
 def _plan(walk: Walk, shape: DataShape, resources: Resources, records: Sequence[PassPlan]) -> Plan:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import scipy.sparse as sp
 
-from dpipe.blocks.table import Block, codes, n_columns, n_rows, numbers
+from dpipe.blocks.table import MIXED_MARKERS, Block, codes, n_columns, n_rows, numbers
+from dpipe.errors import InputError
 
 
 class Statistic(Protocol):
@@ -40,6 +41,8 @@ class Moments:
     mean: np.ndarray
     m2: np.ndarray
     dtype: np.dtype[Any]
+    weighted: bool = False
+    sparse: bool = False
 
     @classmethod
     def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
@@ -52,7 +55,7 @@ class Moments:
         observed = np.zeros(k, dtype=np.int64)
         for j in range(k):
             observed[j], count[j], mean[j], m2[j] = _column_moments(matrix[:, j], w)
-        return cls(len(matrix), count, observed, mean, m2, matrix.dtype)
+        return cls(len(matrix), count, observed, mean, m2, matrix.dtype, w is not None)
 
     @classmethod
     def _of_sparse(cls, matrix: Any, w: np.ndarray | None) -> Self:
@@ -67,9 +70,12 @@ class Moments:
         count = weights.sum() - lost
         safe = np.where(count > 0, count, 1.0)
         mean = np.bincount(at, values * of_entry, minlength=k) / safe
-        stored = np.bincount(at, of_entry, minlength=k)
-        m2 = np.bincount(at, of_entry * (values - mean[at]) ** 2, minlength=k) + (count - stored) * mean**2
-        return cls(n, count, n - absent, mean, m2, matrix.dtype)
+        # the weight of the zeros that are not stored, none to the bit where everything is stored
+        zeros = np.where(
+            np.bincount(at, minlength=k) == n - absent, 0.0, count - np.bincount(at, of_entry, minlength=k)
+        )
+        m2 = np.bincount(at, of_entry * (values - mean[at]) ** 2, minlength=k) + zeros * mean**2
+        return cls(n, count, n - absent, mean, m2, matrix.dtype, w is not None, sparse=True)
 
     def merge(self, other: Self) -> Self:
         """Join with the moments of later rows."""
@@ -83,6 +89,8 @@ class Moments:
             self.mean + delta * (other.count / safe),
             self.m2 + other.m2 + delta**2 * (self.count * other.count / safe),
             np.result_type(self.dtype, other.dtype),
+            self.weighted,
+            self.sparse,
         )
 
     @property
@@ -158,7 +166,9 @@ class Observed:
     def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
         """Read one block."""
         if sp.issparse(X):
-            return cls(n_rows(X), np.full(n_columns(X), n_rows(X)))
+            # as scikit-learn's imputer: what is not stored counts for nothing
+            stored = X.indices if X.dtype.kind != "f" else X.indices[~np.isnan(X.data)]
+            return cls(n_rows(X), np.bincount(stored, minlength=n_columns(X)))
         found = [int((codes(X, j).codes >= 0).sum()) for j in range(n_columns(X))]
         return cls(n_rows(X), np.array(found, dtype=np.int64))
 
@@ -204,9 +214,19 @@ class ValueCounts:
             self.n_rows + other.n_rows,
             tuple(joined),
             tuple(a + b for a, b in zip(self.n_missing, other.n_missing, strict=True)),
-            tuple(a if n else b for n, a, b in zip(self.n_missing, self.missing, other.missing, strict=True)),
+            self._joined_markers(other),
             tuple(np.result_type(a, b) for a, b in zip(self.dtypes, other.dtypes, strict=True)),
         )
+
+    def _joined_markers(self, other: Self) -> tuple[Any, ...]:
+        mine = zip(self.n_missing, self.missing, strict=True)
+        theirs = zip(other.n_missing, other.missing, strict=True)
+        joined = []
+        for (n, marker), (m, its) in zip(mine, theirs, strict=True):
+            if n and m and (marker is None) != (its is None):
+                raise InputError(MIXED_MARKERS)
+            joined.append(marker if n else its)
+        return tuple(joined)
 
 
 @dataclass(frozen=True)

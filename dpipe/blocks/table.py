@@ -16,6 +16,12 @@ import scipy.sparse as sp
 
 from dpipe.errors import InputError
 
+#: scikit-learn takes None and NaN for two different values.
+MIXED_MARKERS = (
+    "A column holds both None and NaN; missing values must all be marked alike. Use X.fillna(np.nan), "
+    "or give the column a text type: X.astype({name: 'str'})."
+)
+
 Block = Any  # one of the kinds above; their only common base is `object`
 
 
@@ -93,6 +99,19 @@ def to_pandas(block: Block) -> Block:
     if isinstance(block, pa.Table):
         return table_to_pandas(block)
     return block.to_numpy() if isinstance(block, Categories) else block
+
+
+def plain_strings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give text columns the type `str` of pandas, in which missing is NaN.
+
+    Dask's own text columns mark missing with NA, which scikit-learn's encoders and imputers refuse.
+    """
+    texts = {
+        name: "str"
+        for name, dtype in frame.dtypes.items()
+        if isinstance(dtype, pd.StringDtype) and dtype.na_value is pd.NA
+    }
+    return frame.astype(texts) if texts else frame
 
 
 def table_to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -244,8 +263,9 @@ def _pandas_codes(series: pd.Series) -> Codes:
 def _factorized(column: Any, dtype: np.dtype[Any]) -> Codes:
     found, distinct = pd.factorize(column)
     missing: Any = np.nan
-    if dtype.kind == "O" and (found == -1).any():
-        # scikit-learn keeps None and NaN apart; a column is taken to use one of them
-        first = np.asarray(column, dtype=object)[int(np.argmin(found))]
-        missing = None if first is None else np.nan
+    if dtype.kind == "O":
+        markers = {value is None for value in np.asarray(column, dtype=object)[found == -1]}
+        if len(markers) > 1:
+            raise InputError(MIXED_MARKERS)
+        missing = None if True in markers else np.nan
     return Codes(found, list(distinct.tolist()), dtype, missing)

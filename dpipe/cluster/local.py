@@ -8,7 +8,7 @@ from typing import Any
 
 import dask
 import psutil
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 from distributed.client import default_client
 
 from dpipe.errors import InputError
@@ -56,6 +56,9 @@ def find_place(client: Client | None, memory: int | None, n_blocks: int, workers
     """
     if client is not None and not isinstance(client, Client):
         raise InputError(f"client must be a distributed.Client, got {client!r}.")
+    if client is None and _inside_task():
+        # waiting for other tasks in here could wait for ever: all threads may be waiting
+        return Place(None, 1, 1, memory, psutil.Process().memory_info().rss)
     chosen = client or _current_client()
     if chosen is not None:
         return _place_of(chosen, memory)
@@ -64,6 +67,14 @@ def find_place(client: Client | None, memory: int | None, n_blocks: int, workers
         return Place(None, 1, 1, memory, here)
     threads = min(workers or os.cpu_count() or 1, n_blocks)
     return Place(None, 1, threads, memory, here, embedded=dask.config.get("scheduler", None) is None)
+
+
+def _inside_task() -> bool:
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def _current_client() -> Client | None:

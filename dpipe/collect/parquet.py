@@ -139,7 +139,7 @@ def read_parquet(
     Returns
     -------
     dask.dataframe.DataFrame
-        Lazy; one partition a block, divisions unknown. Integer columns with nulls are float64, with NaN.
+        Lazy; one partition a block, divisions unknown. Integers and booleans with nulls are float64, with NaN.
 
     Raises
     ------
@@ -245,9 +245,15 @@ def _footer(path: str, storage_options: dict[str, Any]) -> _Footer:
 
 
 def _common_schema(paths: list[str], footers: list[_Footer]) -> pa.Schema:
-    first = {f.name: _plain(f.type) for f in footers[0].schema}
-    for path, footer in zip(paths[1:], footers[1:], strict=True):
+    """Give the schema of the first file; a column that is all missing in one file has the type of the others."""
+    first: dict[str, pa.DataType] = {}
+    for path, footer in zip(paths, footers, strict=True):
         other = {f.name: _plain(f.type) for f in footer.schema}
+        first = first or other
+        for name in first.keys() & other.keys():
+            known = other[name] if pa.types.is_null(first[name]) else first[name]
+            first[name] = known
+            other[name] = known if pa.types.is_null(other[name]) else other[name]
         if other != first:
             raise SourceError(
                 f"{path} has another schema than {paths[0]}: {_difference(first, other)}. Pass the schema that "
@@ -275,11 +281,12 @@ def _difference(first: dict[str, pa.DataType], other: dict[str, pa.DataType]) ->
 
 
 def _with_nullable_floats(schema: pa.Schema, footers: list[_Footer]) -> pa.Schema:
-    """Read integers that have nulls anywhere as float64: a column has one type in all blocks."""
+    """Read integers and booleans that have nulls anywhere as float64: a column has one type in all blocks."""
     fields = []
     for item in schema:
         kind = _plain(item.type)
-        if pa.types.is_integer(kind) and any(_may_have_nulls(f.metadata, item.name) for f in footers):
+        narrow = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        if narrow and any(_may_have_nulls(f.metadata, item.name) for f in footers):
             kind = pa.float64()
         fields.append(pa.field(item.name, kind))
     return pa.schema(fields)
@@ -288,6 +295,8 @@ def _with_nullable_floats(schema: pa.Schema, footers: list[_Footer]) -> pa.Schem
 def _may_have_nulls(metadata: Any, name: str) -> bool:
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
+        if row_group.num_rows == 0:
+            continue
         found = None
         for j in range(row_group.num_columns):
             column = row_group.column(j)

@@ -25,6 +25,7 @@ from dask.task_spec import GraphNode
 
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.table import nbytes as block_nbytes
+from dpipe.blocks.table import plain_strings
 from dpipe.collect.parquet import BlockSpec, ParquetReader, row_nbytes
 from dpipe.errors import BlockMismatchError, InputError
 
@@ -93,8 +94,8 @@ Load = ReadLoad | GraphLoad | HeldLoad
 
 
 def _as_block(X: Any) -> Any:
-    if isinstance(X, pd.Series):
-        return X.to_frame()
+    if isinstance(X, pd.Series | pd.DataFrame):
+        return plain_strings(X.to_frame() if isinstance(X, pd.Series) else X)
     if sp.issparse(X):
         return X.tocsr()
     return X.reshape(-1, 1) if isinstance(X, np.ndarray) and X.ndim == 1 else X
@@ -115,6 +116,10 @@ class Source:
     """Rows of each block; None where not known before reading."""
     row_nbytes: dict[str, int] = field(default_factory=dict)
     """Decoded bytes of a row, a column each."""
+    likely_block_rows: int | None = None
+    """Rows of the largest block of the files behind a derived frame, whose own blocks are not known."""
+    hidden_row_nbytes: int = 0
+    """Decoded bytes of a row of those files: functions in between may read all of it."""
     decoded: str = "pandas"
     """What a block is decoded to: "arrow", "pandas", "numpy" or "memory"."""
 
@@ -231,7 +236,7 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
                 f"X has {X.npartitions} blocks, but {name} has {other.npartitions}. Take both from the same "
                 f"frame, or give {name} as the name of a column of X."
             )
-    frame = X._meta
+    frame = plain_strings(X._meta)
     doubled = sorted({name for name in frame.columns if list(frame.columns).count(name) > 1})
     if doubled:
         raise InputError(f"X has several columns named {', '.join(map(repr, doubled))}. Rename them first.")
@@ -240,10 +245,22 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
         schema = direct[0].reader.schema
         rows = tuple(load.block.n_rows for load in direct)
         widths = {name: row_nbytes(pa.schema([schema.field(name)])) for name in frame}
-        return Source(X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, "arrow")
+        return Source(X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, decoded="arrow")
     widths = {name: _pandas_width(dtype) for name, dtype in frame.dtypes.items()}
     rows = (None,) * X.npartitions
-    return Source(X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, "pandas")
+    block_rows, hidden = _behind(X)
+    return Source(
+        X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, block_rows, hidden, "pandas"
+    )
+
+
+def _behind(X: dd.DataFrame) -> tuple[int | None, int]:
+    """Look for the Parquet source behind a derived frame of as many blocks."""
+    for found in X.expr.find_operations(FromMapProjectable):
+        reader, blocks = found.operand("func"), found.operand("iterables")[0]
+        if isinstance(reader, ParquetReader) and len(blocks) == X.npartitions:
+            return max(block.n_rows for block in blocks), row_nbytes(reader.schema)
+    return None, 0
 
 
 def _pandas_width(dtype: Any) -> int:
@@ -271,7 +288,7 @@ def _open_array(X: da.Array, y: Any, w: Any) -> Source:
             )
     rows = tuple(None if math.isnan(n) else int(n) for n in X.chunks[0])
     widths = {f"x{j}": X.dtype.itemsize for j in range(int(X.shape[1]))}
-    return Source(X, y, w, None, int(X.shape[1]), X.dtype, rows, widths, "numpy")
+    return Source(X, y, w, None, int(X.shape[1]), X.dtype, rows, widths, decoded="numpy")
 
 
 def _few(chunks: Sequence[Any]) -> str:
@@ -287,12 +304,12 @@ def _open_memory(X: Any, y: Any, w: Any) -> Source:
             )
         if other is not None and len(other) != X.shape[0]:
             raise BlockMismatchError(f"X has {X.shape[0]:,} rows, but {name} has {len(other):,}.")
-    frame = X.iloc[:0] if isinstance(X, pd.DataFrame) else None
+    frame = plain_strings(X.iloc[:0]) if isinstance(X, pd.DataFrame) else None
     dtype = np.dtype("float64") if frame is not None else X.dtype
     share = block_nbytes(X) // max(X.shape[0] * X.shape[1], 1)
     names = list(X.columns) if frame is not None else [f"x{j}" for j in range(X.shape[1])]
     y, w = (np.asarray(v) if isinstance(v, list | tuple) else v for v in (y, w))
-    return Source(X, y, w, frame, X.shape[1], dtype, (X.shape[0],), dict.fromkeys(names, share), "memory")
+    return Source(X, y, w, frame, X.shape[1], dtype, (X.shape[0],), dict.fromkeys(names, share), decoded="memory")
 
 
 def _direct_loads(X: dd.DataFrame, y: Any, w: Any, names: list[str]) -> list[ReadLoad] | None:

@@ -8,7 +8,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 from dpipe.blocks.matrix import OneHot
 from dpipe.blocks.statistics import Nonzeros, ValueCounts
-from dpipe.blocks.table import Block, codes, n_columns
+from dpipe.blocks.table import Block, Codes, codes, n_columns
 from dpipe.errors import UnsupportedEstimatorError
 from dpipe.families import stand_in
 from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
@@ -36,16 +36,25 @@ def _distinct(fitted: Estimator, block: Block) -> tuple[list[np.ndarray], Any]:
     found, columns, dtypes = [], [], []
     for j in range(n_columns(block)):
         column = codes(block, j)
-        index, values = column.codes, column.values
+        index, values = _used(column, fitted.categories_[j])
         if len(index) and index.min() < 0:
             index = np.where(index < 0, len(values), index)
             values = [*values, column.missing]
         found.append(index)
         columns.append(values)
-        floats = column.dtype.kind not in "fO" and len(values) > len(column.values)
+        floats = column.dtype.kind not in "fO" and bool(len(column.codes)) and column.codes.min() < 0
         dtypes.append(np.dtype("float64") if floats else column.dtype)
     names = getattr(fitted, "feature_names_in_", None)
     return found, stand_in.padded(columns, dtypes, names)
+
+
+def _used(column: Codes, categories: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    """Leave out values that no row has, where the encoder does not know them."""
+    if set(categories.tolist()).issuperset(column.values):
+        return column.codes, column.values
+    used = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values)) > 0
+    index = np.append(np.where(used, np.cumsum(used) - 1, -1), -1)
+    return index[column.codes], [value for value, is_used in zip(column.values, used, strict=True) if is_used]
 
 
 def _transform_one_hot(fitted: Estimator, block: Block) -> OneHot:

@@ -1,14 +1,18 @@
 """SimpleImputer: mean, most frequent and constant, in one pass."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import scipy.sparse as sp
+from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 
 from dpipe.blocks.statistics import Extremes, Moments, Observed, ValueCounts
-from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers
+from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers, to_pandas
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import stand_in
 from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
@@ -44,45 +48,50 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     if estimator.strategy == "mean":
         moments: Moments = stats[0]
         _refuse_empty(estimator, meta, moments.observed)
-        fitted = stand_in.fitted_on_zeros(estimator, meta, len(moments.mean), moments.dtype)
-        fitted.statistics_ = moments.mean.astype(moments.dtype)
+        width = len(moments.mean)
+        fitted = stand_in.fitted_on_zeros(estimator, meta, width, moments.dtype, sparse=moments.sparse)
+        fitted.statistics_ = moments.mean.astype(fitted.statistics_.dtype)
         return fitted
     if estimator.strategy == "most_frequent":
         return _finish_most_frequent(estimator, stats[0], meta)
     if stats:
         _refuse_empty(estimator, meta, stats[0].observed)
-    return _fitted_constant(estimator, meta, len(stats[0].observed) if stats else meta.width)
-
-
-def _fitted_constant(estimator: Estimator, meta: Meta, width: int | None) -> Estimator:
-    if meta.frame is not None:
-        values = {name: pd.Series(_filler(dtype), dtype=dtype) for name, dtype in meta.frame.dtypes.items()}
-        return stand_in.clone(estimator).fit(pd.DataFrame(values))
-    sample: Any = [0] if meta.dtype.kind != "O" else ["a"]
-    return stand_in.clone(estimator).fit(np.array([sample * (width or 1)], dtype=meta.dtype))
-
-
-def _filler(dtype: Any) -> list[Any]:
-    if isinstance(dtype, pd.CategoricalDtype) or dtype == object or isinstance(dtype, pd.StringDtype):
-        return ["a"]
-    return [0]
+    width = len(stats[0].observed) if stats else meta.width or 1
+    return clone(estimator).fit(stand_in.one_row(meta, width))
 
 
 def _finish_most_frequent(estimator: Estimator, counts: ValueCounts, meta: Meta) -> Estimator:
-    observed = np.array([sum(column.values()) for column in counts.counts])
-    _refuse_empty(estimator, meta, observed)
-    # ties go to the smallest value, as in scikit-learn
-    modes = [
-        min((v for v, c in column.items() if c == max(column.values())), default=0) for column in counts.counts
-    ]
-    only = ValueCounts(
-        1,
-        tuple({mode: 1} for mode in modes),
-        (0,) * len(modes),
-        counts.missing,
-        counts.dtypes,
+    counts = _marked_only(estimator, counts)
+    _refuse_empty(estimator, meta, np.array([sum(column.values()) for column in counts.counts]))
+    modes = [_mode(column) for column in counts.counts]
+    only = replace(counts, counts=tuple({mode: 1} for mode in modes), n_missing=(0,) * len(modes))
+    return clone(estimator).fit(stand_in.of_values(only, meta))
+
+
+def _mode(counts: dict[Any, int]) -> Any:
+    """Give the most frequent value; of several the smallest, in scikit-learn's order."""
+    most = max(counts.values(), default=0)
+    tied = [value for value, count in counts.items() if count == most]
+    try:
+        return min(tied, default=0)
+    except TypeError:
+        return min(tied, key=lambda value: (str(type(value)), str(value)))
+
+
+def _is_marker(estimator: Estimator, missing: Any) -> bool:
+    """Tell whether an imputer fills what a column marks as missing: None is a value unless it is asked for."""
+    return missing is not None or estimator.missing_values is None or estimator.missing_values is pd.NA
+
+
+def _marked_only(estimator: Estimator, counts: ValueCounts) -> ValueCounts:
+    """Count None as any other value if the imputer does not fill it."""
+    filled = [_is_marker(estimator, missing) for missing in counts.missing]
+    pairs = list(zip(counts.counts, counts.n_missing, filled, strict=True))
+    return replace(
+        counts,
+        counts=tuple(found if fills or not n else {**found, None: n} for found, n, fills in pairs),
+        n_missing=tuple(n if fills else 0 for _, n, fills in pairs),
     )
-    return stand_in.clone(estimator).fit(stand_in.of_values(only, meta))
 
 
 def _refuse_empty(estimator: Estimator, meta: Meta, observed: np.ndarray) -> None:
@@ -97,8 +106,12 @@ def _refuse_empty(estimator: Estimator, meta: Meta, observed: np.ndarray) -> Non
 
 
 def _transform(fitted: Estimator, block: Block) -> Block:
+    if sp.issparse(block):
+        return fitted.transform(block).tocsr()
     if fitted.statistics_.dtype.kind == "O" and not _numeric(block):
         return _filled_categories(fitted, block)
+    if fitted.strategy != "mean" and _whole(block):
+        return np.asarray(to_pandas(block), order="F")
     out = owned_numbers(block)
     for j in range(out.shape[1]):
         column = out[:, j]
@@ -109,13 +122,21 @@ def _transform(fitted: Estimator, block: Block) -> Block:
 
 
 def _numeric(block: Block) -> bool:
-    if isinstance(block, Categories):
-        return all(column.dtype.kind != "O" for column in block.columns)
-    if isinstance(block, np.ndarray):
-        return block.dtype.kind != "O"
+    if isinstance(block, pa.Table):
+        return all(pa.types.is_primitive(kind) for kind in block.schema.types)
     if isinstance(block, pd.DataFrame):
         return all(pd.api.types.is_numeric_dtype(dtype) for dtype in block.dtypes)
-    return False
+    dtypes = [column.dtype for column in block.columns] if isinstance(block, Categories) else [block.dtype]
+    return all(dtype.kind != "O" for dtype in dtypes)
+
+
+def _whole(block: Block) -> bool:
+    """Tell whether all columns are of integers that cannot be missing: those keep their type."""
+    if isinstance(block, pa.Table):
+        return all(pa.types.is_integer(column.type) and not column.null_count for column in block.columns)
+    if isinstance(block, pd.DataFrame):
+        return all(isinstance(dtype, np.dtype) and dtype.kind in "iu" for dtype in block.dtypes)
+    return isinstance(block, np.ndarray) and block.dtype.kind in "iu"
 
 
 def _filled_categories(fitted: Estimator, block: Block) -> Categories:
@@ -124,12 +145,12 @@ def _filled_categories(fitted: Estimator, block: Block) -> Categories:
         column = codes(block, j)
         found, values = column.codes, column.values
         missing = found < 0
-        if missing.any():
+        if missing.any() and _is_marker(fitted, column.missing):
             fill = fitted.statistics_[j]
             if fill not in values:
                 values = [*values, fill]
             found = np.where(missing, np.int32(values.index(fill)), found.astype(np.int32))
-        filled.append(Codes(found, values, np.dtype(object)))
+        filled.append(Codes(found, values, np.dtype(object), column.missing))
     return Categories(tuple(filled))
 
 
@@ -156,6 +177,7 @@ def _imputed_extremes(fitted: Estimator, extremes: Extremes) -> Extremes:
 
 
 def _imputed_counts(fitted: Estimator, counts: ValueCounts) -> ValueCounts:
+    counts = _marked_only(fitted, counts)
     filled = []
     for column, gaps, fill in zip(counts.counts, counts.n_missing, fitted.statistics_, strict=True):
         value = fill.item() if isinstance(fill, np.generic) else fill

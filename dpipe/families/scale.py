@@ -16,17 +16,20 @@ from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
 
 def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     moments: Moments = stats[0]
-    fitted = stand_in.fitted_on_zeros(estimator, meta, len(moments.mean), moments.dtype)
-    seen = moments.observed
-    if not (fitted.with_mean or fitted.with_std):
-        fitted.mean_ = fitted.var_ = fitted.scale_ = None
-    else:
-        nothing = moments.observed == 0
-        fitted.mean_ = np.where(nothing, np.nan, moments.mean)
-        fitted.var_ = moments.variance if fitted.with_std else None
+    fitted = stand_in.fitted_on_zeros(
+        estimator, meta, len(moments.mean), moments.dtype, sparse=moments.sparse, weighted=moments.weighted
+    )
+    # scikit-learn overlooks the weights if there is no mean to weigh
+    counted = moments.count if moments.sparse or fitted.with_mean or fitted.with_std else moments.observed
+    seen = counted.astype(fitted.n_samples_seen_.dtype)
     fitted.n_samples_seen_ = seen[0] if (seen == seen[0]).all() else seen
+    nothing = moments.observed == 0
+    if fitted.mean_ is not None:
+        fitted.mean_ = np.where(nothing, np.nan, moments.mean)
     if fitted.with_std:
-        fitted.scale_ = _standard_scale(fitted.mean_, fitted.var_, fitted.n_samples_seen_)
+        fitted.var_ = moments.variance
+        mean = fitted.mean_ if fitted.mean_ is not None else moments.mean
+        fitted.scale_ = _standard_scale(mean, fitted.var_, fitted.n_samples_seen_)
     return fitted
 
 
@@ -49,6 +52,14 @@ def _transform_standard(fitted: Estimator, block: Block) -> Block:
     if fitted.with_std:
         out /= fitted.scale_.astype(out.dtype)
     return out
+
+
+def _check_minmax(estimator: Estimator) -> None:
+    low, high = estimator.feature_range
+    if low >= high:
+        raise InputError(
+            f"MinMaxScaler(feature_range={estimator.feature_range!r}): the first end must be the smaller one."
+        )
 
 
 def _finish_minmax(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
@@ -136,4 +147,4 @@ add(
     StandardScaler,
     Way("merge", _finish_standard, lambda est: (Moments,), _transform_standard, _DERIVE, exact="1e-9 relative"),
 )
-add(MinMaxScaler, Way("merge", _finish_minmax, lambda est: (Extremes,), _transform_minmax, _DERIVE))
+add(MinMaxScaler, Way("merge", _finish_minmax, lambda est: (Extremes,), _transform_minmax, _DERIVE, _check_minmax))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from sklearn.base import clone
 
 from dpipe.blocks.statistics import ValueCounts
@@ -22,9 +23,28 @@ def numeric(meta: Meta, width: int, dtype: Any, rows: int = 1) -> Any:
     return zeros if meta.frame is None else pd.DataFrame(zeros, columns=meta.frame.columns)
 
 
-def fitted_on_zeros(estimator: Estimator, meta: Meta, width: int, dtype: Any) -> Estimator:
+def fitted_on_zeros(
+    estimator: Estimator, meta: Meta, width: int, dtype: Any, *, sparse: bool = False, weighted: bool = False
+) -> Estimator:
     """Fit a clone on one row of zeros."""
-    return clone(estimator).fit(numeric(meta, width, dtype))
+    X = numeric(meta, width, dtype)
+    weights = {"sample_weight": np.ones(1)} if weighted else {}
+    return clone(estimator).fit(sp.csr_matrix(X) if sparse else X, **weights)
+
+
+def one_row(meta: Meta, width: int) -> Any:
+    """Give one row in which nothing is missing, with the types of the real input."""
+    if meta.frame is None:
+        row = np.full((1, width), "a" if meta.dtype.kind == "O" else 0).astype(meta.dtype)
+        return sp.csr_matrix(row) if meta.sparse else row
+    return pd.concat([_one_value(dtype) for dtype in meta.frame.dtypes], axis=1).set_axis(meta.frame.columns, axis=1)
+
+
+def _one_value(dtype: Any) -> pd.Series:
+    if isinstance(dtype, pd.CategoricalDtype):
+        numeric = pd.api.types.is_numeric_dtype(dtype.categories.dtype)
+        return pd.Series(pd.Categorical([0 if numeric else "a"]))
+    return pd.Series([0 if pd.api.types.is_numeric_dtype(dtype) else "a"], dtype=dtype)
 
 
 def of_values(counts: ValueCounts, meta: Meta) -> Any:

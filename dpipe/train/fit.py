@@ -1,5 +1,6 @@
 """`fit` and `plan`: an unfitted scikit-learn estimator and lazy data, in the fewest passes."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dpipe.families.program import (
 )
 from dpipe.families.registry import Estimator, Meta
 from dpipe.monitor.events import listening
+from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
 from dpipe.planner import DataShape, Program, Resources, make_program
 from dpipe.run import GraphBuilder, add_scan, add_stream, graph_token
@@ -91,7 +93,14 @@ def _shape(source: Source) -> DataShape:
     overhead = {"arrow": 2.0, "pandas": 3.0, "numpy": 2.0, "memory": 1.0}[source.decoded]
     targets = 8 * ((source.y is not None) + (source.w is not None))
     return DataShape(
-        source_name(source), source.names, source.rows, tuple(source.row_nbytes.values()), targets, overhead
+        source_name(source),
+        source.names,
+        source.rows,
+        tuple(source.row_nbytes.values()),
+        targets,
+        overhead,
+        source.likely_block_rows,
+        source.hidden_row_nbytes,
     )
 
 
@@ -222,6 +231,7 @@ def fit(
     epochs: int = 1,
     memory: int | str | None = None,
     client: Client | None = None,
+    workdir: str | os.PathLike[str] | None = None,
     compute: bool = True,
 ) -> Any:
     """Fit a scikit-learn estimator on data larger than memory, and give plain scikit-learn back.
@@ -240,6 +250,8 @@ def fit(
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
         Default: the current client; without one, dpipe runs in this process and cleans up after.
+    workdir : path, optional
+        Leave a record and a report of the fit there, and show its progress.
     compute : bool, default True
         False gives a `dask.delayed.Delayed` of the fitted estimator instead.
 
@@ -269,4 +281,10 @@ def fit(
     )
     if not compute:
         return delayed_fit(prepared)
-    return run_fit(prepared, _ignore, _ignore)[0]
+    if workdir is None:
+        return run_fit(prepared, _ignore, _ignore)[0]
+    name = type(estimator).__name__
+    with Session(f"fit {name}", make_workdir(workdir), budget_nbytes=prepared.plan.memory_nbytes) as session:
+        fitted, tallies = run_fit(prepared, session.listener, session.started)
+        session.add_passes("train", prepared.plan, tallies)
+    return fitted
