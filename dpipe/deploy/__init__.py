@@ -1,0 +1,1 @@
+"""From a fitted estimator to predictions: lazy maps, bundles on disk, scoring of many files."""
