@@ -1,1 +1,27 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
+
+from dpipe.collect.csv import read_csv
+from dpipe.collect.parquet import read_parquet
+from dpipe.deploy.apply import predict, transform
+from dpipe.deploy.bundle import load
+from dpipe.errors import DpipeError
+from dpipe.families.catalog import estimators
+from dpipe.families.registry import register
+from dpipe.pipeline import Pipeline
+from dpipe.train.fit import fit, plan
+from dpipe.validate.score import score
+
+__all__ = [
+    "DpipeError",
+    "Pipeline",
+    "estimators",
+    "fit",
+    "load",
+    "plan",
+    "predict",
+    "read_csv",
+    "read_parquet",
+    "register",
+    "score",
+    "transform",
+]

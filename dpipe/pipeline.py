@@ -1,0 +1,718 @@
+"""Pipeline: the five stages, from collected data to a deployed model, as one lazy object."""
+
+import html
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import dask.dataframe as dd
+import pyarrow as pa
+from dask.delayed import Delayed, delayed
+from distributed import Client
+
+from dpipe.collect.csv import read_csv
+from dpipe.collect.parquet import read_parquet
+from dpipe.collect.source import open_source
+from dpipe.collect.split import split as split_rows
+from dpipe.deploy.bundle import write_bundle
+from dpipe.errors import DpipeError, InputError, RequirementError
+from dpipe.families.registry import Estimator
+from dpipe.monitor.diagram import diagram
+from dpipe.monitor.record import CurveRecord, StageRecord
+from dpipe.monitor.session import Session, make_workdir
+from dpipe.plan_record import Plan
+from dpipe.sizes import format_rows, format_seconds, parse_bytes
+from dpipe.train.fit import delayed_fit, prepare, run_fit
+from dpipe.validate.score import check_scoring, score, score_source
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of a pipeline: what it does, and the lazy collections it takes and gives."""
+
+    kind: str
+    name: str
+    says: str
+    """What it does, in a few words."""
+    inputs: tuple[Any, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """What a run would do: its stages, and the passes of each model."""
+
+    name: str
+    stages: tuple[tuple[str, str], ...]
+    """Name and description of each."""
+    fits: tuple[tuple[str, Plan], ...]
+    """Each training stage, with its plan."""
+    n_scorings: int
+    """Validation stages; each reads the test rows once for each scored model."""
+
+    def __str__(self) -> str:
+        """Draw it."""
+        lines = [f"Pipeline {self.name!r}", ""]
+        lines += [f"  {i}. {name:12s} {says}" for i, (name, says) in enumerate(self.stages, start=1)]
+        for name, plan in self.fits:
+            lines += ["", f"{name}: {plan}"]
+        if self.n_scorings:
+            lines += ["", f"validate: {self.n_scorings} more pass{'es' * (self.n_scorings > 1)} over the test rows"]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<li><b>{html.escape(name)}</b> {html.escape(says)}</li>" for name, says in self.stages
+        )
+        plans = "".join(plan._repr_html_() for _, plan in self.fits)
+        return f"<h4>Pipeline {html.escape(self.name)}</h4><ol>{rows}</ol>{plans}"
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """What a finished run has given."""
+
+    name: str
+    seconds: float
+    model: Estimator | None
+    """The fitted scikit-learn estimator of the last training stage."""
+    metrics: dict[str, float]
+    baselines: dict[str, float]
+    """The same metrics for what the model is compared with."""
+    workdir: Path
+    report: Path
+    bundle: Path | None
+
+    def __str__(self) -> str:
+        """Say what came out and where it is."""
+        lines = [f"{self.name}: finished in {format_seconds(self.seconds)}"]
+        for name, value in self.metrics.items():
+            beside = f"  (baseline {self.baselines[name]:.4f})" if name in self.baselines else ""
+            lines.append(f"  {name:24s} {value:.4f}{beside}")
+        lines.append(f"  report   {self.report}")
+        if self.bundle is not None:
+            lines.append(f"  bundle   {self.bundle}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class Pipeline:
+    """The five stages of an AI pipeline, each lazy until `run`.
+
+    Each method adds a stage and gives a genuine Dask collection or `Delayed`, which later stages take,
+    and which you may use in Dask code of your own. Building reads metadata only.
+
+    Parameters
+    ----------
+    name : str
+        Shown in plans and reports.
+    workdir : path, optional
+        Folder of the results: ``run.json``, ``report.html``, bundles. Default ``runs/<name>``.
+
+    Raises
+    ------
+    InputError
+        If the name is empty.
+
+    Examples
+    --------
+    >>> import tempfile, pandas as pd, dask.dataframe as dd
+    >>> from sklearn.linear_model import LinearRegression
+    >>> frame = dd.from_pandas(pd.DataFrame({"x": range(100), "y": range(100)}), npartitions=4)
+    >>> pipe = Pipeline("line", workdir=tempfile.mkdtemp())
+    >>> rows = pipe.collect(frame)
+    >>> train, test = pipe.split(rows, test_size=0.3)
+    >>> model = pipe.train(LinearRegression(), train, target="y")
+    >>> report = pipe.validate(model, test, scoring="r2")
+    >>> round(pipe.run(progress=False).metrics["r2"], 6)
+    1.0
+    """
+
+    def __init__(self, name: str, *, workdir: str | os.PathLike[str] | None = None) -> None:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"A pipeline needs a name, got {name!r}.")
+        self.name = name
+        self.workdir = Path(workdir) if workdir is not None else Path("runs") / name
+        self.stages: list[Stage] = []
+
+    def collect(
+        self,
+        source: Any,
+        *,
+        columns: Sequence[str] | None = None,
+        schema: pa.Schema | None = None,
+        block_nbytes: int | str | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> Any:
+        """Bring data in.
+
+        Parameters
+        ----------
+        source : dask DataFrame or Array, or what `read_parquet` takes
+            Paths that end in ``.csv`` are read by `read_csv`.
+        columns, schema, block_nbytes, storage_options
+            As in `read_parquet`.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame or dask.array.Array
+            Lazy.
+
+        Raises
+        ------
+        SourceError, InputError
+            As `read_parquet` does.
+        """
+        if isinstance(source, dd.DataFrame | da.Array):
+            collection, says = source, f"a {type(source).__name__} in {source.npartitions:,} blocks"
+        elif _is_csv(source):
+            collection = read_csv(
+                source, columns=columns, block_nbytes=block_nbytes, storage_options=storage_options
+            )
+            says = f"CSV files in {collection.npartitions:,} blocks"
+        else:
+            collection = read_parquet(
+                source,
+                columns=columns,
+                schema=schema,
+                block_nbytes=block_nbytes,
+                storage_options=storage_options,
+            )
+            says = f"Parquet files in {collection.npartitions:,} blocks"
+        self._add("collect", says, (), (collection,))
+        return collection
+
+    def split(
+        self,
+        frame: Any,
+        *,
+        test_size: float = 0.2,
+        by: str | Sequence[str] | None = None,
+        random_state: int = 0,
+    ) -> tuple[Any, Any]:
+        """Split rows into train and test by a hash of a key; see `dpipe.collect.split.split`.
+
+        Rows with the same values in the columns `by` fall on the same side, whatever the blocks, and
+        also when data is appended.
+        """
+        train, test = split_rows(frame, test_size=test_size, by=by, random_state=random_state)
+        key = "all columns" if by is None else by if isinstance(by, str) else ", ".join(by)
+        self._add("split", f"{test_size:.0%} of the rows to test, by {key}", (frame,), (train, test))
+        return train, test
+
+    def preprocess(self, frame: Any, function: Callable[..., Any], **options: Any) -> Any:
+        """Apply a function to each block.
+
+        Parameters
+        ----------
+        frame : dask.dataframe.DataFrame or dask.array.Array
+        function : callable ``(block, **options) -> block``
+            From pandas frame to frame, or array to array. It is called on an empty block at once, to learn
+            the columns it gives; rows may be dropped.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame or dask.array.Array
+            Lazy.
+
+        Raises
+        ------
+        InputError
+            If the function fails on an empty block.
+        """
+        name = getattr(function, "__name__", repr(function))
+        try:
+            if isinstance(frame, dd.DataFrame):
+                # the meta is made here: Dask would try made-up values, which a filter may not like
+                meta = function(frame._meta.copy(), **options)
+                made = frame.map_partitions(function, **options, meta=meta, enforce_metadata=False)
+            else:
+                made = da.map_blocks(function, frame, **options)
+        except Exception as err:
+            raise InputError(
+                f"preprocess: {name} fails on a block without rows: {type(err).__name__}: {err}. Its columns are "
+                "found that way before anything is read; let it accept an empty block."
+            ) from err
+        self._add("preprocess", name, (frame,), (made,))
+        return made
+
+    def train(
+        self,
+        estimator: Estimator,
+        frame: Any,
+        *,
+        target: Any = None,
+        features: Sequence[str] | None = None,
+        sample_weight: Any = None,
+        epochs: int = 1,
+    ) -> Delayed:
+        """Fit an estimator; see `dpipe.fit`.
+
+        Parameters
+        ----------
+        estimator : scikit-learn estimator or pipeline
+        frame : dask.dataframe.DataFrame or dask.array.Array
+        target : str or collection, optional
+            A column of `frame`, or a series or array of the same blocks.
+        features : sequence of str, optional
+            Columns that the model is given; default all but the target and the weights.
+        sample_weight : str or collection, optional
+        epochs : int, default 1
+
+        Returns
+        -------
+        dask.delayed.Delayed
+            Of the fitted estimator.
+
+        Raises
+        ------
+        DpipeError
+            As `dpipe.fit` does for what metadata can tell.
+        """
+        settings = {
+            "estimator": estimator,
+            "frame": frame,
+            "target": target,
+            "features": None if features is None else tuple(features),
+            "sample_weight": sample_weight,
+            "epochs": epochs,
+        }
+        model = delayed_fit(prepare(*_fit_input(settings), epochs=epochs))
+        self._add("train", type(estimator).__name__, (frame,), (model,), settings)
+        return model
+
+    def validate(
+        self,
+        model: Delayed,
+        frame: Any,
+        *,
+        target: Any = None,
+        scoring: str | Sequence[str] | None = None,
+        require: Mapping[str, float] | None = None,
+        baseline: Estimator | None = None,
+    ) -> Delayed:
+        """Score a trained model on rows that it has not seen, in one pass.
+
+        Parameters
+        ----------
+        model : Delayed
+            From `train`.
+        frame : dask.dataframe.DataFrame or dask.array.Array
+            The test rows.
+        target : str or collection, optional
+            Default: the target of the training.
+        scoring : str or sequence of str, optional
+            Scikit-learn's names; default: accuracy for classifiers, r2 for regressors.
+        require : mapping of str to float, optional
+            The least that each metric must reach; else the run fails, after its report is written, and
+            deploys nothing.
+        baseline : fitted estimator, optional
+            Scored on the same rows, for comparison; it is given all columns but the target.
+
+        Returns
+        -------
+        dask.delayed.Delayed
+            Of a dict of metrics.
+
+        Raises
+        ------
+        InputError
+            If `model` is not of this pipeline, or a metric is unknown.
+        """
+        trained = self._stage_of(model, "train")
+        target = trained.settings["target"] if target is None else target
+        names = check_scoring(scoring, trained.settings["estimator"], [*(require or {})])
+        settings = {
+            "model": model,
+            "frame": frame,
+            "target": target,
+            "features": trained.settings["features"],
+            "scoring": names,
+            "require": dict(require or {}),
+            "baseline": baseline,
+        }
+        X, y, _ = _columns_of(frame, target, settings["features"], None)
+        open_source(X, y)
+        metrics = delayed(_score_delayed, pure=False)(model, _Held(X), _Held(y), names)
+        wanted = ", ".join(f"{name} >= {least:g}" for name, least in settings["require"].items())
+        says = ", ".join(names) + (f"; requires {wanted}" if wanted else "")
+        self._add("validate", says, (model, frame), (metrics,), settings)
+        return metrics
+
+    def deploy(self, model: Delayed, report: Delayed | None = None, *, to: str = "bundle") -> Delayed:
+        """Write the trained model as a bundle: skops model, input schema, metrics, versions.
+
+        Parameters
+        ----------
+        model : Delayed
+            From `train`.
+        report : Delayed, optional
+            From `validate`; its metrics go into the bundle, and its requirements must be met.
+        to : str, default "bundle"
+            Folder under the workdir.
+
+        Returns
+        -------
+        dask.delayed.Delayed
+            Of the path.
+
+        Raises
+        ------
+        InputError
+            If `model` or `report` is not of this pipeline, or `to` leaves the workdir.
+        """
+        trained = self._stage_of(model, "train")
+        if report is not None:
+            self._stage_of(report, "validate")
+        folder = self.workdir / to
+        if folder.resolve() == self.workdir.resolve() or not folder.resolve().is_relative_to(self.workdir.resolve()):
+            raise InputError(f"deploy: to={to!r} does not lie inside of the workdir. Give the name of a folder.")
+        settings = {"model": model, "report": report, "folder": folder}
+        schema, target = _bundle_input(trained)
+        written = delayed(_bundle_delayed, pure=False)(model, report, str(folder), self.name, schema, target)
+        self._add("deploy", f"to {folder}", (model, report), (written,), settings)
+        return written
+
+    def plan(
+        self, *, memory: int | str | None = None, client: Client | None = None, workers: int | None = None
+    ) -> PipelinePlan:
+        """Tell what `run` would do; computes nothing.
+
+        Raises
+        ------
+        MemoryLimitError
+            If the budget cannot be kept.
+        """
+        fits, n_scorings = [], 0
+        for stage in self.stages:
+            if stage.kind == "train":
+                prepared = prepare(
+                    *_fit_input(stage.settings),
+                    epochs=stage.settings["epochs"],
+                    memory=memory,
+                    client=client,
+                    workers=workers,
+                )
+                fits.append((stage.name, prepared.plan))
+            elif stage.kind == "validate":
+                n_scorings += 1 + (stage.settings["baseline"] is not None)
+        return PipelinePlan(
+            self.name, tuple((stage.name, stage.says) for stage in self.stages), tuple(fits), n_scorings
+        )
+
+    def run(
+        self,
+        *,
+        memory: int | str | None = None,
+        client: Client | None = None,
+        workers: int | None = None,
+        progress: bool | None = None,
+    ) -> PipelineRun:
+        """Carry the pipeline out, and leave results, record and report under the workdir.
+
+        Parameters
+        ----------
+        memory : int or str, optional
+            Budget, such as "2 GiB": of the whole run on this machine, per worker on a cluster.
+        client : distributed.Client, optional
+            Default: the current client; else an embedded cluster of threads, closed at the end.
+        workers : int, optional
+            Threads of the embedded cluster; default one a processor.
+        progress : bool, optional
+            Show bars and the dashboard's address; default: in a terminal and in Jupyter.
+
+        Raises
+        ------
+        RequirementError
+            If a metric misses what `validate` requires; the report is written all the same.
+        DpipeError
+            For input, files, budget and workdir that do not do.
+        """
+        if not self.stages:
+            raise InputError(f"Pipeline {self.name!r} has no stages. Start with pipe.collect(...).")
+        workdir = make_workdir(self.workdir)
+        budget = None if memory is None else parse_bytes(memory)
+        started = time.perf_counter()
+        with Session(self.name, workdir, show=progress, budget_nbytes=budget) as session:
+            carried = _Run(self, session, budget, client, workers)
+            for stage in self.stages:
+                carried.carry_out(stage)
+            carried.count_rows()
+        return PipelineRun(
+            self.name,
+            time.perf_counter() - started,
+            carried.model,
+            session.metrics,
+            session.baselines,
+            workdir,
+            workdir / "report.html",
+            carried.bundle,
+        )
+
+    def visualize(self, filename: str | os.PathLike[str] | None = None) -> Any:
+        """Draw the stages and what flows between them.
+
+        Parameters
+        ----------
+        filename : path, optional
+            Write the drawing as SVG.
+
+        Returns
+        -------
+        Diagram
+            Shown as a picture in Jupyter.
+        """
+        producers = {id(out): i for i, stage in enumerate(self.stages) for out in stage.outputs}
+        edges = [
+            (producers[id(taken)], i)
+            for i, stage in enumerate(self.stages)
+            for taken in stage.inputs
+            if id(taken) in producers
+        ]
+        drawing = diagram([(stage.name, stage.says) for stage in self.stages], edges)
+        if filename is not None:
+            Path(filename).write_text(drawing.svg, encoding="utf-8")
+        return drawing
+
+    def __repr__(self) -> str:
+        """Name the stages."""
+        lines = [f"Pipeline {self.name!r} (lazy; results in {self.workdir})"]
+        lines += [f"  {i}. {stage.name:12s} {stage.says}" for i, stage in enumerate(self.stages, start=1)]
+        return "\n".join(lines if self.stages else [*lines, "  no stages yet; start with pipe.collect(...)"])
+
+    def _repr_html_(self) -> str:
+        return f"<h4>Pipeline {html.escape(self.name)}</h4>{self.visualize().svg}"
+
+    def _add(
+        self,
+        kind: str,
+        says: str,
+        inputs: tuple[Any, ...],
+        outputs: tuple[Any, ...],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        same = sum(stage.kind == kind for stage in self.stages)
+        name = kind if not same else f"{kind}-{same + 1}"
+        self.stages.append(Stage(kind, name, says, inputs, outputs, settings or {}))
+
+    def _stage_of(self, output: Any, kind: str) -> Stage:
+        for stage in self.stages:
+            if stage.kind == kind and any(output is given for given in stage.outputs):
+                return stage
+        raise InputError(
+            f"{output!r} was not given by pipe.{kind}(...) of pipeline {self.name!r}. Pass what that call returned."
+        )
+
+
+class _Held:
+    """Carries a lazy collection through a Delayed call, which would compute it (and look into a dataclass)."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __dask_tokenize__(self) -> Any:
+        return "held", id(self.value)
+
+
+def _score_delayed(model: Estimator, X: _Held, y: _Held, scoring: list[str]) -> dict[str, float]:
+    found = score(model, X.value, y.value, scoring=scoring)
+    return found if isinstance(found, dict) else {scoring[0]: found}
+
+
+def _bundle_delayed(
+    model: Estimator, metrics: dict[str, float] | None, folder: str, name: str, schema: Any, target: str | None
+) -> Path:
+    return write_bundle(folder, model, schema=schema, target=target, metrics=dict(metrics or {}), name=name)
+
+
+def _bundle_input(trained: Stage) -> tuple[pa.Schema | None, str | None]:
+    """The columns that a model takes, with their types, and the name of its target."""
+    settings = trained.settings
+    X, _, _ = _columns_of(settings["frame"], settings["target"], settings["features"], None)
+    schema = pa.Schema.from_pandas(X._meta, preserve_index=False) if isinstance(X, dd.DataFrame) else None
+    return schema, settings["target"] if isinstance(settings["target"], str) else None
+
+
+def _is_csv(source: Any) -> bool:
+    entries = [source] if isinstance(source, str | os.PathLike) else list(source)
+    return bool(entries) and all(str(entry).endswith((".csv", ".csv.gz")) for entry in entries)
+
+
+def _columns_of(
+    frame: Any, target: Any, features: Sequence[str] | None, sample_weight: Any
+) -> tuple[Any, Any, Any]:
+    """Take the model's columns, the target and the weights out of one frame."""
+    if not isinstance(frame, dd.DataFrame):
+        return frame, target, sample_weight
+    for role, name in (("target", target), ("sample_weight", sample_weight)):
+        if isinstance(name, str) and name not in frame.columns:
+            raise InputError(
+                f"{role}={name!r} is not a column of the frame. It has: {', '.join(map(repr, frame.columns))}."
+            )
+    named = [name for name in (target, sample_weight) if isinstance(name, str)]
+    chosen = [name for name in frame.columns if name not in named] if features is None else list(features)
+    missing = [name for name in chosen if name not in frame.columns]
+    if missing:
+        raise InputError(
+            f"features: there is no column {', '.join(map(repr, missing))}. "
+            f"The frame has: {', '.join(map(repr, frame.columns))}."
+        )
+    y = frame[target] if isinstance(target, str) else target
+    w = frame[sample_weight] if isinstance(sample_weight, str) else sample_weight
+    return frame[chosen], y, w
+
+
+def _fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    X, y, w = _columns_of(
+        settings["frame"], settings["target"], settings["features"], settings["sample_weight"]
+    )
+    return settings["estimator"], X, y, w
+
+
+class _Run:
+    """One run of a pipeline, stage after stage."""
+
+    def __init__(
+        self, pipe: Pipeline, session: Session, memory: int | None, client: Client | None, workers: int | None
+    ) -> None:
+        self.pipe, self.session = pipe, session
+        self.memory, self.client, self.workers = memory, client, workers
+        self.models: dict[int, Estimator] = {}
+        self.scores: dict[int, dict[str, float]] = {}
+        self.rows: dict[int, int] = {}
+        """Rows of collections, as far as they are known or were counted."""
+        self.model: Estimator | None = None
+        self.bundle: Path | None = None
+
+    def carry_out(self, stage: Stage) -> None:
+        """Do what a stage says, and record it."""
+        begun = time.perf_counter()
+        place = len(self.session.stages)
+        rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
+        self.session.stages.insert(
+            place,
+            StageRecord(stage.name, stage.kind, time.perf_counter() - begun, rows_in, rows_out, note or stage.says),
+        )
+
+    def count_rows(self) -> None:
+        """Fill in how many rows the lazy stages gave, which only the passes after them have counted."""
+        for i, (stage, record) in enumerate(zip(self.pipe.stages, self.session.stages, strict=True)):
+            given = [self.rows.get(id(output)) for output in stage.outputs]
+            if record.rows_out is None and stage.kind in ("split", "preprocess") and None not in given:
+                self.session.stages[i] = replace(record, rows_out=sum(n for n in given if n is not None))
+
+    def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        rows = open_source(stage.outputs[0]).n_rows
+        if rows is not None:
+            self.rows[id(stage.outputs[0])] = rows
+        return rows, rows, f"{stage.says}, {format_rows(rows)} rows"
+
+    def _split(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        return self.rows.get(id(stage.inputs[0])), None, ""
+
+    def _preprocess(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        return self.rows.get(id(stage.inputs[0])), None, ""
+
+    def _train(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        prepared = prepare(
+            *_fit_input(stage.settings),
+            epochs=stage.settings["epochs"],
+            memory=self.memory,
+            client=self.client,
+            workers=self.workers,
+        )
+        self.model, tallies = run_fit(prepared, self.session.listener, self.session.started)
+        self.session.add_passes(stage.name, prepared.plan, tallies)
+        self.models[id(stage.outputs[0])] = self.model
+        rows = tallies[0].rows if tallies else None
+        if rows is not None:
+            self.rows[id(stage.settings["frame"])] = rows
+        return rows, rows, ""
+
+    def _validate(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        settings = stage.settings
+        metrics, curves, rows = self._scored(stage, self.models[id(settings["model"])])
+        self.rows[id(settings["frame"])] = rows
+        self.scores[id(stage.outputs[0])] = metrics
+        self.session.metrics.update(metrics)
+        self.session.curves += curves
+        self.session.required.update(settings["require"])
+        if settings["baseline"] is not None:
+            self.session.baselines.update(self._scored(stage, settings["baseline"], baseline=True)[0])
+        self._check_conservation(stage)
+        self._check_required(settings["require"], metrics)
+        return rows, rows, ""
+
+    def _scored(
+        self, stage: Stage, model: Estimator, *, baseline: bool = False
+    ) -> tuple[dict[str, float], tuple[CurveRecord, ...], int]:
+        """Score on the test rows; a baseline may look at all of their columns."""
+        settings = stage.settings
+        features = None if baseline else settings["features"]
+        X, y, _ = _columns_of(settings["frame"], settings["target"], features, None)
+        found = score_source(
+            model,
+            X,
+            y,
+            None,
+            scoring=settings["scoring"],
+            memory=self.memory,
+            client=self.client,
+            workers=self.workers,
+            scratch=self.pipe.workdir / "scratch",
+            listener=self.session.listener,
+            started=self.session.started,
+        )
+        self.session.add_pass(
+            stage.name,
+            f"Score {type(model).__name__}",
+            "score",
+            found.tally,
+            collects=tuple(found.metrics),
+            reason="reads the test rows once",
+            projected_nbytes=found.projected_nbytes or 0,
+        )
+        return found.metrics, found.curves, found.tally.rows
+
+    def _check_conservation(self, stage: Stage) -> None:
+        """Rows that were split must all be on one side or the other."""
+        for splitting in self.pipe.stages:
+            if splitting.kind != "split":
+                continue
+            before = self.rows.get(id(splitting.inputs[0]))
+            sides = [self.rows.get(id(side)) for side in splitting.outputs]
+            if before is None or None in sides:
+                continue
+            if before != sum(side for side in sides if side is not None):
+                raise DpipeError(
+                    f"{splitting.name}: {before:,} rows came in, but {sides[0]:,} and {sides[1]:,} went out. "
+                    "Files changed during the run, or a block was lost; run it again."
+                )
+
+    def _check_required(self, require: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        missed = [f"{name} is {metrics[name]:.4f}, not {least:g}" for name, least in require.items()
+                  if not metrics[name] >= least]
+        if missed:
+            raise RequirementError(
+                f"The model misses what validation requires: {'; '.join(missed)}. Nothing was deployed; see "
+                f"{self.pipe.workdir / 'report.html'}, then change the model, the data or the requirement."
+            )
+
+    def _deploy(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        settings = stage.settings
+        trained = self.pipe._stage_of(settings["model"], "train")
+        metrics = self.scores.get(id(settings["report"]), {})
+        model = self.models[id(settings["model"])]
+        schema, target = _bundle_input(trained)
+        self.bundle = write_bundle(
+            settings["folder"], model, schema=schema, target=target, metrics=metrics, name=self.pipe.name
+        )
+        return None, None, ""
