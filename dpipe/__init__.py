@@ -7,7 +7,7 @@ from dpipe.deploy.bundle import load
 from dpipe.errors import DpipeError
 from dpipe.families.catalog import estimators
 from dpipe.families.registry import register
-from dpipe.pipeline import Pipeline
+from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.validate.score import score
 

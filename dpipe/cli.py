@@ -23,7 +23,7 @@ from dpipe.families.catalog import estimators
 from dpipe.monitor.record import RunRecord
 from dpipe.monitor.report import write_report
 from dpipe.monitor.session import Session
-from dpipe.pipeline import Pipeline
+from dpipe.pipeline.pipeline import Pipeline
 
 _RECIPE_HELP = (
     "a recipe: the module of a function of the same name, such as recipes.taxi_tips, or module:function. "

@@ -340,7 +340,15 @@ def check_budget(plan: Plan) -> None:
     MemoryLimitError
         With the figures, and what would fit.
     """
-    if plan.memory_nbytes is None or plan.projected_nbytes is None:
+    if plan.memory_nbytes is None:
+        return
+    if plan.projected_nbytes is None:
+        if plan.reserved_nbytes >= plan.memory_nbytes:
+            raise MemoryLimitError(
+                f"The plan needs more than {format_bytes(plan.reserved_nbytes)} a worker, which the process takes by "
+                f"itself, but the budget is {format_bytes(plan.memory_nbytes)}. Give at least "
+                f"memory='{_rounded_up(2 * plan.reserved_nbytes)}'."
+            )
         return
     if plan.projected_nbytes <= plan.memory_nbytes:
         return

@@ -105,7 +105,7 @@ def taxi_tips(
         test,
         scoring=["roc_auc", "neg_log_loss", "accuracy"],
         require={"roc_auc": 0.6},
-        baseline=KnownTruth() if made else None,
+        reference=KnownTruth() if made else None,
     )
     pipe.deploy(model, report, to="bundle")
     return pipe

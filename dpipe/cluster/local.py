@@ -114,7 +114,13 @@ def running(place: Place) -> Iterator[Client | None]:
         return
     with (
         # the logger of an in-process cluster reports what its user cannot act on
-        dask.config.set({"distributed.admin.tick.limit": "30s", "distributed.worker.memory.pause": False}),
+        dask.config.set(
+            {
+                "distributed.admin.tick.limit": "30s",
+                "distributed.worker.memory.pause": False,
+                "distributed.dashboard.link": _dashboard_link(),
+            }
+        ),
         LocalCluster(
             processes=False,
             n_workers=1,
@@ -127,6 +133,12 @@ def running(place: Place) -> Iterator[Client | None]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def _dashboard_link() -> str:
+    """Keep a link that the user has configured; else name the address that the dashboard is bound to."""
+    link: str = dask.config.get("distributed.dashboard.link")
+    return link.replace("{host}", "127.0.0.1") if link == "{scheme}://{host}:{port}/status" else link
 
 
 def compute(value: Any, client: Client | None) -> Any:

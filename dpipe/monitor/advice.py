@@ -25,10 +25,9 @@ def advise(run: RunRecord) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> run = RunRecord(name="tips", started="", seconds=60.0, finished=True,
-    ...                 metrics={"roc_auc": 0.5}, baselines={"roc_auc": 0.5})
+    >>> run = RunRecord(name="tips", started="", seconds=60.0, finished=False)
     >>> print(advise(run)[0])
-    The model's roc_auc of 0.5 is no better than the baseline's 0.5: nothing it can see was learned.
+    This run has not finished, and the figures stop where it stopped. Run it again.
     """
     return tuple(line for rule in _RULES for line in rule(run))
 
@@ -37,7 +36,7 @@ def _unfinished(run: RunRecord) -> Iterator[str]:
     if not run.finished:
         yield (
             "This run has not finished, and the figures stop where it stopped. "
-            "Run it again with the same workdir: it continues from the last finished block."
+            "Run it again."
         )
 
 
@@ -134,20 +133,9 @@ def _lost_rows(run: RunRecord) -> Iterator[str]:
             )
 
 
-def _no_better(run: RunRecord) -> Iterator[str]:
-    for name, baseline in run.baselines.items():
-        reached = run.metrics.get(name)
-        if reached is not None and reached <= baseline:
-            yield (
-                f"The model's {name} of {reached:.4g} is no better than the baseline's {baseline:.4g}: "
-                "nothing it can see was learned."
-            )
-
-
 _RULES: tuple[Callable[[RunRecord], Iterator[str]], ...] = (
     _unfinished,
     _over_budget,
-    _no_better,
     _lost_rows,
     _over_projection,
     _under_budget,

@@ -186,9 +186,9 @@ class RunRecord:
         In the order in which they ran.
     memory : MemoryRecord
         Peak and course of the memory.
-    metrics, baselines, required : dict of str to float
-        By the metric's name: what was reached, what a trivial model reaches, and what was
-        asked for. Greater is better, as in scikit-learn's scorers.
+    metrics, references, required : dict of str to float
+        By the metric's name: what was reached, what another model reaches on the same rows,
+        and what was asked for. Greater is better, as in scikit-learn's scorers.
 
     Examples
     --------
@@ -214,7 +214,7 @@ class RunRecord:
     passes: tuple[PassRecord, ...] = ()
     memory: MemoryRecord = MemoryRecord()
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    baselines: dict[str, float] = dataclasses.field(default_factory=dict)
+    references: dict[str, float] = dataclasses.field(default_factory=dict)
     required: dict[str, float] = dataclasses.field(default_factory=dict)
     curves: tuple[CurveRecord, ...] = ()
 

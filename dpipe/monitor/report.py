@@ -39,7 +39,7 @@ class MetricLine:
 
     name: str
     value: str
-    baseline: str
+    reference: str
     gain: str
     required: str
     met: bool | None
@@ -169,18 +169,18 @@ def _tiles(record: RunRecord) -> list[Tile]:
 
 
 def _metric_lines(record: RunRecord) -> list[MetricLine]:
-    """Bring metrics, baselines and requirements together, each metric once."""
+    """Bring metrics, references and requirements together, each metric once."""
     lines = []
-    for name in {**record.metrics, **record.required, **record.baselines}:
-        value, baseline, least = (
+    for name in {**record.metrics, **record.required, **record.references}:
+        value, reference, least = (
             record.metrics.get(name),
-            record.baselines.get(name),
+            record.references.get(name),
             record.required.get(name),
         )
-        gain = math.nan if value is None or baseline is None else value - baseline
+        gain = math.nan if value is None or reference is None else value - reference
         met = None if least is None else name not in record.unmet
         required = "" if least is None else f"at least {_number(least)}"
-        lines.append(MetricLine(name, _number(value), _number(baseline), _gain(gain), required, met))
+        lines.append(MetricLine(name, _number(value), _number(reference), _gain(gain), required, met))
     return lines
 
 

@@ -79,7 +79,7 @@ class Session:
         self.stages: list[StageRecord] = []
         self.passes: list[PassRecord] = []
         self.metrics: dict[str, float] = {}
-        self.baselines: dict[str, float] = {}
+        self.references: dict[str, float] = {}
         self.required: dict[str, float] = {}
         self.curves: tuple[CurveRecord, ...] = ()
         self.dashboard: str | None = None
@@ -172,7 +172,7 @@ class Session:
                 samples=self._sampler.samples,
             ),
             metrics=self.metrics,
-            baselines=self.baselines,
+            references=self.references,
             required=self.required,
             curves=self.curves,
         )

@@ -130,20 +130,20 @@ class _Cursor:
             self.buffer = np.concatenate([self.buffer, more]) if len(self.buffer) else more
 
     @property
-    def bound(self) -> float:
-        """Up to where all scores of this run are held."""
-        return float("inf") if self._end == self.run.n_rows else float(self.buffer[-1])
+    def left(self) -> int:
+        """Scores that were not taken yet."""
+        return self.run.n_rows - self._end + len(self.buffer)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that is left is held."""
+        return self._end == self.run.n_rows
 
     def take(self, bound: float) -> np.ndarray:
         """Take the scores up to a bound."""
         n = int(np.searchsorted(self.buffer, bound, side="right"))
         taken, self.buffer = self.buffer[:n], self.buffer[n:]
         return taken
-
-    @property
-    def done(self) -> bool:
-        """Whether all scores were taken."""
-        return self._end == self.run.n_rows and len(self.buffer) == 0
 
 
 def walk_ties(runs: ScoreRuns, rows: int = WALK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -173,7 +173,7 @@ def walk_ties(runs: ScoreRuns, rows: int = WALK_ROWS) -> Iterator[tuple[np.ndarr
     while active or waiting:
         bound = _open_up_to_bound(active, waiting, rows)
         scores, positives, negatives = _ties([(c.positive, c.take(bound)) for c in active])
-        active = [cursor for cursor in active if not cursor.done]
+        active = [cursor for cursor in active if cursor.left]
         if carried is not None and carried[0] == scores[0]:
             positives[0] += carried[1]
             negatives[0] += carried[2]
@@ -190,9 +190,14 @@ def _open_up_to_bound(active: list[_Cursor], waiting: list[_Cursor], rows: int) 
     if not active:
         active.append(waiting.pop())
     while True:
+        left = sum(cursor.left for cursor in active)
         for cursor in active:
-            cursor.hold(max(rows // len(active), 1))
-        bound = min(cursor.bound for cursor in active)
+            cursor.hold(max(rows * cursor.left // left, 1))
+        ends = [float(cursor.buffer[-1]) for cursor in active]
+        # a run that is held to its end says nothing about scores beyond it
+        bound = min(
+            (end for end, cursor in zip(ends, active, strict=True) if not cursor.whole), default=max(ends)
+        )
         if not waiting or waiting[-1].run.first > bound:
             return bound
         while waiting and waiting[-1].run.first <= bound:

@@ -42,8 +42,8 @@ def _share(part: float, whole: float) -> float:
 
 
 def _accuracy(confusion: Confusion) -> float:
-    right = sum(count for (true, said), count in confusion.counts.items() if true == said)
-    return _share(right, sum(confusion.counts.values()))
+    matrix = confusion.matrix
+    return _share(np.trace(matrix), matrix.sum())
 
 
 def _balanced_accuracy(confusion: Confusion) -> float:

@@ -35,7 +35,7 @@ def a_run(**changes):
         "passes": (PassRecord("tips", "Fit", "merge", ("mean", "var"), "first", 4, 90, 720, 1.5, 10, 20),),
         "memory": MemoryRecord(2**31, 10, 20, 30, ((0.0, 5), (0.25, 30))),
         "metrics": {"roc_auc": 0.7},
-        "baselines": {"roc_auc": 0.5},
+        "references": {"roc_auc": 0.5},
         "required": {"roc_auc": 0.6},
         "curves": (CurveRecord("ROC", (0.0, 1.0), (0.0, 1.0), "fpr", "tpr", "area 0.5"),),
     }
@@ -111,7 +111,7 @@ def changed(**changes):
         ("{}", "format version None"),
         (changed(format_version=7), "format version 7; this dpipe reads version 1"),
         (changed(extra=1), r"lacks \[\] and has unknown \['extra'\]"),
-        (json.dumps({"format_version": 1}), r"lacks \['baselines', "),
+        (json.dumps({"format_version": 1}), r"lacks \['references', "),
         (changed(seconds="soon"), "record.seconds is 'soon', which is no float"),
         (changed(workers=True), "record.workers is 'True', which is no int"),
         (changed(stages={}), "record.stages is '{}', which is no list"),

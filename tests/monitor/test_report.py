@@ -58,7 +58,7 @@ def a_run(**changes):
         ),
         "memory": MemoryRecord(4 * GIB, GIB // 8, GIB, 2 * GIB, ((0.0, GIB // 4), (1.0, 2 * GIB))),
         "metrics": {"roc_auc": 0.7123, "r2": -0.25},
-        "baselines": {"roc_auc": 0.5},
+        "references": {"roc_auc": 0.5},
         "required": {"roc_auc": 0.6},
         "curves": (
             CurveRecord("ROC", (0.0, 1.0), (0.0, 1.0), "false positives", "true positives", "area 0.71"),
@@ -147,7 +147,7 @@ def test_script_blocks_hold_no_text_that_ends_them():
         an_empty_run(),
         an_empty_run(started="some day", finished=False, seconds=0.0),
         an_empty_run(required={"auc": 0.5}),
-        an_empty_run(baselines={"auc": 0.5}),
+        an_empty_run(references={"auc": 0.5}),
         an_empty_run(memory=MemoryRecord(GIB)),
         an_empty_run(memory=MemoryRecord(samples=((0.0, 0), (0.0, 0)))),
         an_empty_run(passes=(PassRecord("a", "b", "odd way"),)),

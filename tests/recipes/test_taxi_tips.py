@@ -27,8 +27,8 @@ def test_the_recipe_is_lazy_until_run_and_comes_close_to_the_truth(rides, tmp_pa
     run = pipe.run(progress=False)
     assert run.metrics["roc_auc"] > 0.65
     # the truth is the best there is, but for the luck of some thousand test rides
-    assert run.metrics["roc_auc"] < run.baselines["roc_auc"] + 0.01
-    assert run.metrics["neg_log_loss"] < run.baselines["neg_log_loss"] + 0.01
+    assert run.metrics["roc_auc"] < run.references["roc_auc"] + 0.01
+    assert run.metrics["neg_log_loss"] < run.references["neg_log_loss"] + 0.01
     record = RunRecord.read(tmp_path / "work" / "run.json")
     assert {curve.name.split()[0].lower() for curve in record.curves} & {"roc"}
 
@@ -36,7 +36,7 @@ def test_the_recipe_is_lazy_until_run_and_comes_close_to_the_truth(rides, tmp_pa
 def test_the_recipe_runs_on_files_of_ones_own_and_its_bundle_predicts_raw_rides(rides, tmp_path):
     pipe = taxi_tips([str(path) for path in rides], workdir=str(tmp_path / "work"), block_nbytes="1 MiB")
     run = pipe.run(progress=False)
-    assert run.baselines == {}
+    assert run.references == {}
     raw = pd.read_parquet(rides[0]).head(100)
     bundle = dpipe.load(run.bundle, trusted=TRUSTED)
     chance = bundle.predict(raw, method="predict_proba")

@@ -4,7 +4,6 @@ import html
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,89 +18,15 @@ from dpipe.collect.parquet import read_parquet
 from dpipe.collect.source import open_source
 from dpipe.collect.split import split as split_rows
 from dpipe.deploy.bundle import write_bundle
-from dpipe.errors import DpipeError, InputError, RequirementError
+from dpipe.errors import InputError
 from dpipe.families.registry import Estimator
 from dpipe.monitor.diagram import diagram
-from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session, make_workdir
-from dpipe.plan_record import Plan
-from dpipe.sizes import format_rows, format_seconds, parse_bytes
-from dpipe.train.fit import delayed_fit, prepare, run_fit
-from dpipe.validate.score import check_scoring, score, score_source
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One stage of a pipeline: what it does, and the lazy collections it takes and gives."""
-
-    kind: str
-    name: str
-    says: str
-    """What it does, in a few words."""
-    inputs: tuple[Any, ...] = ()
-    outputs: tuple[Any, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PipelinePlan:
-    """What a run would do: its stages, and the passes of each model."""
-
-    name: str
-    stages: tuple[tuple[str, str], ...]
-    """Name and description of each."""
-    fits: tuple[tuple[str, Plan], ...]
-    """Each training stage, with its plan."""
-    n_scorings: int
-    """Validation stages; each reads the test rows once for each scored model."""
-
-    def __str__(self) -> str:
-        """Draw it."""
-        lines = [f"Pipeline {self.name!r}", ""]
-        lines += [f"  {i}. {name:12s} {says}" for i, (name, says) in enumerate(self.stages, start=1)]
-        for name, plan in self.fits:
-            lines += ["", f"{name}: {plan}"]
-        if self.n_scorings:
-            lines += ["", f"validate: {self.n_scorings} more pass{'es' * (self.n_scorings > 1)} over the test rows"]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<li><b>{html.escape(name)}</b> {html.escape(says)}</li>" for name, says in self.stages
-        )
-        plans = "".join(plan._repr_html_() for _, plan in self.fits)
-        return f"<h4>Pipeline {html.escape(self.name)}</h4><ol>{rows}</ol>{plans}"
-
-
-@dataclass(frozen=True)
-class PipelineRun:
-    """What a finished run has given."""
-
-    name: str
-    seconds: float
-    model: Estimator | None
-    """The fitted scikit-learn estimator of the last training stage."""
-    metrics: dict[str, float]
-    baselines: dict[str, float]
-    """The same metrics for what the model is compared with."""
-    workdir: Path
-    report: Path
-    bundle: Path | None
-
-    def __str__(self) -> str:
-        """Say what came out and where it is."""
-        lines = [f"{self.name}: finished in {format_seconds(self.seconds)}"]
-        for name, value in self.metrics.items():
-            beside = f"  (baseline {self.baselines[name]:.4f})" if name in self.baselines else ""
-            lines.append(f"  {name:24s} {value:.4f}{beside}")
-        lines.append(f"  report   {self.report}")
-        if self.bundle is not None:
-            lines.append(f"  bundle   {self.bundle}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
+from dpipe.pipeline.runner import Runner
+from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_input
+from dpipe.sizes import parse_bytes
+from dpipe.train.fit import delayed_fit, prepare
+from dpipe.validate.score import check_scoring, score
 
 
 class Pipeline:
@@ -285,7 +210,7 @@ class Pipeline:
             "sample_weight": sample_weight,
             "epochs": epochs,
         }
-        model = delayed_fit(prepare(*_fit_input(settings), epochs=epochs))
+        model = delayed_fit(prepare(*fit_input(settings), epochs=epochs))
         self._add("train", type(estimator).__name__, (frame,), (model,), settings)
         return model
 
@@ -297,7 +222,7 @@ class Pipeline:
         target: Any = None,
         scoring: str | Sequence[str] | None = None,
         require: Mapping[str, float] | None = None,
-        baseline: Estimator | None = None,
+        reference: Estimator | None = None,
     ) -> Delayed:
         """Score a trained model on rows that it has not seen, in one pass.
 
@@ -314,7 +239,7 @@ class Pipeline:
         require : mapping of str to float, optional
             The least that each metric must reach; else the run fails, after its report is written, and
             deploys nothing.
-        baseline : fitted estimator, optional
+        reference : fitted estimator, optional
             Scored on the same rows, for comparison; it is given all columns but the target.
 
         Returns
@@ -337,9 +262,9 @@ class Pipeline:
             "features": trained.settings["features"],
             "scoring": names,
             "require": dict(require or {}),
-            "baseline": baseline,
+            "reference": reference,
         }
-        X, y, _ = _columns_of(frame, target, settings["features"], None)
+        X, y, _ = columns_of(frame, target, settings["features"], None)
         open_source(X, y)
         metrics = delayed(_score_delayed, pure=False)(model, _Held(X), _Held(y), names)
         wanted = ", ".join(f"{name} >= {least:g}" for name, least in settings["require"].items())
@@ -376,7 +301,7 @@ class Pipeline:
         if folder.resolve() == self.workdir.resolve() or not folder.resolve().is_relative_to(self.workdir.resolve()):
             raise InputError(f"deploy: to={to!r} does not lie inside of the workdir. Give the name of a folder.")
         settings = {"model": model, "report": report, "folder": folder}
-        schema, target = _bundle_input(trained)
+        schema, target = bundle_input(trained)
         written = delayed(_bundle_delayed, pure=False)(model, report, str(folder), self.name, schema, target)
         self._add("deploy", f"to {folder}", (model, report), (written,), settings)
         return written
@@ -395,7 +320,7 @@ class Pipeline:
         for stage in self.stages:
             if stage.kind == "train":
                 prepared = prepare(
-                    *_fit_input(stage.settings),
+                    *fit_input(stage.settings),
                     epochs=stage.settings["epochs"],
                     memory=memory,
                     client=client,
@@ -403,7 +328,7 @@ class Pipeline:
                 )
                 fits.append((stage.name, prepared.plan))
             elif stage.kind == "validate":
-                n_scorings += 1 + (stage.settings["baseline"] is not None)
+                n_scorings += 1 + (stage.settings["reference"] is not None)
         return PipelinePlan(
             self.name, tuple((stage.name, stage.says) for stage in self.stages), tuple(fits), n_scorings
         )
@@ -442,16 +367,17 @@ class Pipeline:
         budget = None if memory is None else parse_bytes(memory)
         started = time.perf_counter()
         with Session(self.name, workdir, show=progress, budget_nbytes=budget) as session:
-            carried = _Run(self, session, budget, client, workers)
-            for stage in self.stages:
-                carried.carry_out(stage)
+            carried = Runner(self, session, budget, client, workers)
+            with carried.one_cluster():
+                for stage in self.stages:
+                    carried.carry_out(stage)
             carried.count_rows()
         return PipelineRun(
             self.name,
             time.perf_counter() - started,
             carried.model,
             session.metrics,
-            session.baselines,
+            session.references,
             workdir,
             workdir / "report.html",
             carried.bundle,
@@ -533,186 +459,6 @@ def _bundle_delayed(
     return write_bundle(folder, model, schema=schema, target=target, metrics=dict(metrics or {}), name=name)
 
 
-def _bundle_input(trained: Stage) -> tuple[pa.Schema | None, str | None]:
-    """The columns that a model takes, with their types, and the name of its target."""
-    settings = trained.settings
-    X, _, _ = _columns_of(settings["frame"], settings["target"], settings["features"], None)
-    schema = pa.Schema.from_pandas(X._meta, preserve_index=False) if isinstance(X, dd.DataFrame) else None
-    return schema, settings["target"] if isinstance(settings["target"], str) else None
-
-
 def _is_csv(source: Any) -> bool:
     entries = [source] if isinstance(source, str | os.PathLike) else list(source)
     return bool(entries) and all(str(entry).endswith((".csv", ".csv.gz")) for entry in entries)
-
-
-def _columns_of(
-    frame: Any, target: Any, features: Sequence[str] | None, sample_weight: Any
-) -> tuple[Any, Any, Any]:
-    """Take the model's columns, the target and the weights out of one frame."""
-    if not isinstance(frame, dd.DataFrame):
-        return frame, target, sample_weight
-    for role, name in (("target", target), ("sample_weight", sample_weight)):
-        if isinstance(name, str) and name not in frame.columns:
-            raise InputError(
-                f"{role}={name!r} is not a column of the frame. It has: {', '.join(map(repr, frame.columns))}."
-            )
-    named = [name for name in (target, sample_weight) if isinstance(name, str)]
-    chosen = [name for name in frame.columns if name not in named] if features is None else list(features)
-    missing = [name for name in chosen if name not in frame.columns]
-    if missing:
-        raise InputError(
-            f"features: there is no column {', '.join(map(repr, missing))}. "
-            f"The frame has: {', '.join(map(repr, frame.columns))}."
-        )
-    y = frame[target] if isinstance(target, str) else target
-    w = frame[sample_weight] if isinstance(sample_weight, str) else sample_weight
-    return frame[chosen], y, w
-
-
-def _fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
-    X, y, w = _columns_of(
-        settings["frame"], settings["target"], settings["features"], settings["sample_weight"]
-    )
-    return settings["estimator"], X, y, w
-
-
-class _Run:
-    """One run of a pipeline, stage after stage."""
-
-    def __init__(
-        self, pipe: Pipeline, session: Session, memory: int | None, client: Client | None, workers: int | None
-    ) -> None:
-        self.pipe, self.session = pipe, session
-        self.memory, self.client, self.workers = memory, client, workers
-        self.models: dict[int, Estimator] = {}
-        self.scores: dict[int, dict[str, float]] = {}
-        self.rows: dict[int, int] = {}
-        """Rows of collections, as far as they are known or were counted."""
-        self.model: Estimator | None = None
-        self.bundle: Path | None = None
-
-    def carry_out(self, stage: Stage) -> None:
-        """Do what a stage says, and record it."""
-        begun = time.perf_counter()
-        place = len(self.session.stages)
-        rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
-        self.session.stages.insert(
-            place,
-            StageRecord(stage.name, stage.kind, time.perf_counter() - begun, rows_in, rows_out, note or stage.says),
-        )
-
-    def count_rows(self) -> None:
-        """Fill in how many rows the lazy stages gave, which only the passes after them have counted."""
-        for i, (stage, record) in enumerate(zip(self.pipe.stages, self.session.stages, strict=True)):
-            given = [self.rows.get(id(output)) for output in stage.outputs]
-            if record.rows_out is None and stage.kind in ("split", "preprocess") and None not in given:
-                self.session.stages[i] = replace(record, rows_out=sum(n for n in given if n is not None))
-
-    def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        rows = open_source(stage.outputs[0]).n_rows
-        if rows is not None:
-            self.rows[id(stage.outputs[0])] = rows
-        return rows, rows, f"{stage.says}, {format_rows(rows)} rows"
-
-    def _split(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        return self.rows.get(id(stage.inputs[0])), None, ""
-
-    def _preprocess(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        return self.rows.get(id(stage.inputs[0])), None, ""
-
-    def _train(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        prepared = prepare(
-            *_fit_input(stage.settings),
-            epochs=stage.settings["epochs"],
-            memory=self.memory,
-            client=self.client,
-            workers=self.workers,
-        )
-        self.model, tallies = run_fit(prepared, self.session.listener, self.session.started)
-        self.session.add_passes(stage.name, prepared.plan, tallies)
-        self.models[id(stage.outputs[0])] = self.model
-        rows = tallies[0].rows if tallies else None
-        if rows is not None:
-            self.rows[id(stage.settings["frame"])] = rows
-        return rows, rows, ""
-
-    def _validate(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        settings = stage.settings
-        metrics, curves, rows = self._scored(stage, self.models[id(settings["model"])])
-        self.rows[id(settings["frame"])] = rows
-        self.scores[id(stage.outputs[0])] = metrics
-        self.session.metrics.update(metrics)
-        self.session.curves += curves
-        self.session.required.update(settings["require"])
-        if settings["baseline"] is not None:
-            self.session.baselines.update(self._scored(stage, settings["baseline"], baseline=True)[0])
-        self._check_conservation(stage)
-        self._check_required(settings["require"], metrics)
-        return rows, rows, ""
-
-    def _scored(
-        self, stage: Stage, model: Estimator, *, baseline: bool = False
-    ) -> tuple[dict[str, float], tuple[CurveRecord, ...], int]:
-        """Score on the test rows; a baseline may look at all of their columns."""
-        settings = stage.settings
-        features = None if baseline else settings["features"]
-        X, y, _ = _columns_of(settings["frame"], settings["target"], features, None)
-        found = score_source(
-            model,
-            X,
-            y,
-            None,
-            scoring=settings["scoring"],
-            memory=self.memory,
-            client=self.client,
-            workers=self.workers,
-            scratch=self.pipe.workdir / "scratch",
-            listener=self.session.listener,
-            started=self.session.started,
-        )
-        self.session.add_pass(
-            stage.name,
-            f"Score {type(model).__name__}",
-            "score",
-            found.tally,
-            collects=tuple(found.metrics),
-            reason="reads the test rows once",
-            projected_nbytes=found.projected_nbytes or 0,
-        )
-        return found.metrics, found.curves, found.tally.rows
-
-    def _check_conservation(self, stage: Stage) -> None:
-        """Rows that were split must all be on one side or the other."""
-        for splitting in self.pipe.stages:
-            if splitting.kind != "split":
-                continue
-            before = self.rows.get(id(splitting.inputs[0]))
-            sides = [self.rows.get(id(side)) for side in splitting.outputs]
-            if before is None or None in sides:
-                continue
-            if before != sum(side for side in sides if side is not None):
-                raise DpipeError(
-                    f"{splitting.name}: {before:,} rows came in, but {sides[0]:,} and {sides[1]:,} went out. "
-                    "Files changed during the run, or a block was lost; run it again."
-                )
-
-    def _check_required(self, require: Mapping[str, float], metrics: Mapping[str, float]) -> None:
-        missed = [f"{name} is {metrics[name]:.4f}, not {least:g}" for name, least in require.items()
-                  if not metrics[name] >= least]
-        if missed:
-            raise RequirementError(
-                f"The model misses what validation requires: {'; '.join(missed)}. Nothing was deployed; see "
-                f"{self.pipe.workdir / 'report.html'}, then change the model, the data or the requirement."
-            )
-
-    def _deploy(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        settings = stage.settings
-        trained = self.pipe._stage_of(settings["model"], "train")
-        metrics = self.scores.get(id(settings["report"]), {})
-        model = self.models[id(settings["model"])]
-        schema, target = _bundle_input(trained)
-        self.bundle = write_bundle(
-            settings["folder"], model, schema=schema, target=target, metrics=metrics, name=self.pipe.name
-        )
-        return None, None, ""

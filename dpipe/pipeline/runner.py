@@ -1,0 +1,186 @@
+"""Carry a pipeline out, stage after stage, and keep its books."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from dpipe.cluster.local import running
+from dpipe.collect.source import open_source
+from dpipe.deploy.bundle import write_bundle
+from dpipe.errors import DpipeError, MemoryLimitError, RequirementError
+from dpipe.families.registry import Estimator
+from dpipe.monitor.record import CurveRecord, StageRecord
+from dpipe.monitor.session import Session
+from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_input
+from dpipe.sizes import format_rows
+from dpipe.train.fit import Prepared, prepare, run_fit
+from dpipe.validate.score import Scores, score_source
+
+
+class Runner:
+    """One run of a pipeline, stage after stage."""
+
+    def __init__(
+        self, pipe: Any, session: Session, memory: int | None, client: Client | None, workers: int | None
+    ) -> None:
+        self.pipe, self.session = pipe, session
+        self.memory, self.client, self.workers = memory, client, workers
+        self.given_client = client
+        self.models: dict[int, Estimator] = {}
+        self.scores: dict[int, dict[str, float]] = {}
+        self.rows: dict[int, int] = {}
+        """Rows of collections, as far as they are known or were counted."""
+        self.model: Estimator | None = None
+        self.bundle: Path | None = None
+
+    @contextlib.contextmanager
+    def one_cluster(self) -> Iterator[None]:
+        """Keep one embedded cluster, and one dashboard, for all stages, where a cluster is ours to start."""
+        places = [
+            self._prepared(stage).place for stage in self.pipe.stages if stage.kind == "train" and not self.client
+        ]
+        if not places or not all(place.embedded for place in places):
+            yield
+            return
+        # as many threads as every plan allows: a running cluster cannot be made smaller
+        with running(min(places, key=lambda place: place.threads)) as client:
+            self.client = client
+            yield
+
+    def _prepared(self, stage: Stage) -> Prepared:
+        return prepare(
+            *fit_input(stage.settings),
+            epochs=stage.settings["epochs"],
+            memory=self.memory,
+            client=self.client,
+            workers=self.workers,
+        )
+
+    def carry_out(self, stage: Stage) -> None:
+        """Do what a stage says, and record it."""
+        begun = time.perf_counter()
+        place = len(self.session.stages)
+        rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
+        self.session.stages.insert(
+            place,
+            StageRecord(stage.name, stage.kind, time.perf_counter() - begun, rows_in, rows_out, note or stage.says),
+        )
+
+    def count_rows(self) -> None:
+        """Fill in how many rows the lazy stages gave, which only the passes after them have counted."""
+        for i, (stage, record) in enumerate(zip(self.pipe.stages, self.session.stages, strict=True)):
+            given = [self.rows.get(id(output)) for output in stage.outputs]
+            if record.rows_out is None and stage.kind in ("split", "preprocess") and None not in given:
+                self.session.stages[i] = replace(record, rows_out=sum(n for n in given if n is not None))
+
+    def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        rows = open_source(stage.outputs[0]).n_rows
+        if rows is not None:
+            self.rows[id(stage.outputs[0])] = rows
+        return rows, rows, f"{stage.says}, {format_rows(rows)} rows"
+
+    def _split(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        return self.rows.get(id(stage.inputs[0])), None, ""
+
+    def _preprocess(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        return self.rows.get(id(stage.inputs[0])), None, ""
+
+    def _train(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        prepared = self._prepared(stage)
+        self.model, tallies = run_fit(prepared, self.session.listener, self.session.started)
+        self.session.add_passes(stage.name, prepared.plan, tallies)
+        self.models[id(stage.outputs[0])] = self.model
+        rows = tallies[0].rows if tallies else None
+        if rows is not None:
+            self.rows[id(stage.settings["frame"])] = rows
+        return rows, rows, ""
+
+    def _validate(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        settings = stage.settings
+        metrics, curves, rows = self._scored(stage, self.models[id(settings["model"])])
+        self.rows[id(settings["frame"])] = rows
+        self.scores[id(stage.outputs[0])] = metrics
+        self.session.metrics.update(metrics)
+        self.session.curves += curves
+        self.session.required.update(settings["require"])
+        if settings["reference"] is not None:
+            self.session.references.update(self._scored(stage, settings["reference"], reference=True)[0])
+        self._check_conservation(stage)
+        self._check_required(settings["require"], metrics)
+        return rows, rows, ""
+
+    def _scored(
+        self, stage: Stage, model: Estimator, *, reference: bool = False
+    ) -> tuple[dict[str, float], tuple[CurveRecord, ...], int]:
+        """Score on the test rows; a reference may look at all of their columns."""
+        settings = stage.settings
+        features = None if reference else settings["features"]
+        X, y, _ = columns_of(settings["frame"], settings["target"], features, None)
+        found = self._score(model, X, y, settings["scoring"])
+        self.session.add_pass(
+            stage.name,
+            f"Score {type(model).__name__}",
+            "score",
+            found.tally,
+            collects=tuple(found.metrics),
+            reason="reads the test rows once",
+            projected_nbytes=found.projected_nbytes or 0,
+        )
+        return found.metrics, found.curves, found.tally.rows
+
+    def _score(self, model: Estimator, X: Any, y: Any, scoring: list[str]) -> Scores:
+        arguments = {
+            "scoring": scoring,
+            "memory": self.memory,
+            "workers": self.workers,
+            "scratch": self.pipe.workdir / "scratch",
+            "listener": self.session.listener,
+            "started": self.session.started,
+        }
+        try:
+            return score_source(model, X, y, client=self.client, **arguments)
+        except MemoryLimitError:
+            if self.client is self.given_client:
+                raise
+            # our own cluster has too many threads for this model; one of its own may have fewer
+            return score_source(model, X, y, client=None, **arguments)
+
+    def _check_conservation(self, stage: Stage) -> None:
+        """Rows that were split must all be on one side or the other."""
+        for splitting in self.pipe.stages:
+            if splitting.kind != "split":
+                continue
+            before = self.rows.get(id(splitting.inputs[0]))
+            sides = [self.rows.get(id(side)) for side in splitting.outputs]
+            if before is None or None in sides:
+                continue
+            if before != sum(side for side in sides if side is not None):
+                raise DpipeError(
+                    f"{splitting.name}: {before:,} rows came in, but {sides[0]:,} and {sides[1]:,} went out. "
+                    "Files changed during the run, or a block was lost; run it again."
+                )
+
+    def _check_required(self, require: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        missed = [f"{name} is {metrics[name]:.4f}, not {least:g}" for name, least in require.items()
+                  if not metrics[name] >= least]
+        if missed:
+            raise RequirementError(
+                f"The model misses what validation requires: {'; '.join(missed)}. Nothing was deployed; see "
+                f"{self.pipe.workdir / 'report.html'}, then change the model, the data or the requirement."
+            )
+
+    def _deploy(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        settings = stage.settings
+        trained = self.pipe._stage_of(settings["model"], "train")
+        metrics = self.scores.get(id(settings["report"]), {})
+        model = self.models[id(settings["model"])]
+        schema, target = bundle_input(trained)
+        self.bundle = write_bundle(
+            settings["folder"], model, schema=schema, target=target, metrics=metrics, name=self.pipe.name
+        )
+        return None, None, ""

@@ -1,0 +1,128 @@
+"""What a pipeline is made of: its stages, and the records of what it would do and of what it did."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dask.dataframe as dd
+import pyarrow as pa
+
+from dpipe.errors import InputError
+from dpipe.families.registry import Estimator
+from dpipe.plan_record import Plan
+from dpipe.sizes import format_seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of a pipeline: what it does, and the lazy collections it takes and gives."""
+
+    kind: str
+    name: str
+    says: str
+    """What it does, in a few words."""
+    inputs: tuple[Any, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """What a run would do: its stages, and the passes of each model."""
+
+    name: str
+    stages: tuple[tuple[str, str], ...]
+    """Name and description of each."""
+    fits: tuple[tuple[str, Plan], ...]
+    """Each training stage, with its plan."""
+    n_scorings: int
+    """Validation stages; each reads the test rows once for each scored model."""
+
+    def __str__(self) -> str:
+        """Draw it."""
+        lines = [f"Pipeline {self.name!r}", ""]
+        lines += [f"  {i}. {name:12s} {says}" for i, (name, says) in enumerate(self.stages, start=1)]
+        for name, plan in self.fits:
+            lines += ["", f"{name}: {plan}"]
+        if self.n_scorings:
+            lines += ["", f"validate: {self.n_scorings} more pass{'es' * (self.n_scorings > 1)} over the test rows"]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<li><b>{html.escape(name)}</b> {html.escape(says)}</li>" for name, says in self.stages
+        )
+        plans = "".join(plan._repr_html_() for _, plan in self.fits)
+        return f"<h4>Pipeline {html.escape(self.name)}</h4><ol>{rows}</ol>{plans}"
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """What a finished run has given."""
+
+    name: str
+    seconds: float
+    model: Estimator | None
+    """The fitted scikit-learn estimator of the last training stage."""
+    metrics: dict[str, float]
+    references: dict[str, float]
+    """The same metrics for what the model is compared with."""
+    workdir: Path
+    report: Path
+    bundle: Path | None
+
+    def __str__(self) -> str:
+        """Say what came out and where it is."""
+        lines = [f"{self.name}: finished in {format_seconds(self.seconds)}"]
+        for name, value in self.metrics.items():
+            beside = f"  (reference {self.references[name]:.4f})" if name in self.references else ""
+            lines.append(f"  {name:24s} {value:.4f}{beside}")
+        lines.append(f"  report   {self.report}")
+        if self.bundle is not None:
+            lines.append(f"  bundle   {self.bundle}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def columns_of(
+    frame: Any, target: Any, features: Sequence[str] | None, sample_weight: Any
+) -> tuple[Any, Any, Any]:
+    """Take the model's columns, the target and the weights out of one frame."""
+    if not isinstance(frame, dd.DataFrame):
+        return frame, target, sample_weight
+    for role, name in (("target", target), ("sample_weight", sample_weight)):
+        if isinstance(name, str) and name not in frame.columns:
+            raise InputError(
+                f"{role}={name!r} is not a column of the frame. It has: {', '.join(map(repr, frame.columns))}."
+            )
+    named = [name for name in (target, sample_weight) if isinstance(name, str)]
+    chosen = [name for name in frame.columns if name not in named] if features is None else list(features)
+    missing = [name for name in chosen if name not in frame.columns]
+    if missing:
+        raise InputError(
+            f"features: there is no column {', '.join(map(repr, missing))}. "
+            f"The frame has: {', '.join(map(repr, frame.columns))}."
+        )
+    y = frame[target] if isinstance(target, str) else target
+    w = frame[sample_weight] if isinstance(sample_weight, str) else sample_weight
+    return frame[chosen], y, w
+
+
+def fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    X, y, w = columns_of(
+        settings["frame"], settings["target"], settings["features"], settings["sample_weight"]
+    )
+    return settings["estimator"], X, y, w
+
+
+def bundle_input(trained: Stage) -> tuple[pa.Schema | None, str | None]:
+    """The columns that a model takes, with their types, and the name of its target."""
+    settings = trained.settings
+    X, _, _ = columns_of(settings["frame"], settings["target"], settings["features"], None)
+    schema = pa.Schema.from_pandas(X._meta, preserve_index=False) if isinstance(X, dd.DataFrame) else None
+    return schema, settings["target"] if isinstance(settings["target"], str) else None
