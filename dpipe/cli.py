@@ -1,10 +1,10 @@
 """The command line: a thin shell over the public names.
 
-    dpipe run recipes.taxi_tips rows=2000000 --memory 2GiB
-    dpipe plan recipes.taxi_tips
-    dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/
-    dpipe report runs/taxi-tips
-    dpipe estimators
+dpipe run recipes.taxi_tips rows=2000000 --memory 2GiB
+dpipe plan recipes.taxi_tips
+dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/
+dpipe report runs/taxi-tips
+dpipe estimators
 """
 
 import argparse
@@ -86,7 +86,10 @@ def _add_plan(commands: Any) -> None:
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
     parser.add_argument(
-        "settings", metavar="KEY=VALUE", nargs="*", help="arguments of the recipe function, such as rows=2000000"
+        "settings",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="arguments of the recipe function, such as rows=2000000",
     )
     _add_resources(parser)
 
@@ -107,12 +110,20 @@ def _add_predict(commands: Any) -> None:
         epilog="example: dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/",
     )
     predict.add_argument("bundle", metavar="BUNDLE", help="folder that a run has deployed")
-    predict.add_argument("paths", metavar="PATH", nargs="+", help="input files, globs or folders, then the output folder")
     predict.add_argument(
-        "--method", metavar="NAME", help="predict, predict_proba or decision_function (default: probabilities)"
+        "paths", metavar="PATH", nargs="+", help="input files, globs or folders, then the output folder"
     )
     predict.add_argument(
-        "--keep", metavar="COLUMN", action="append", default=[], help="copy a column to the output; may be repeated"
+        "--method",
+        metavar="NAME",
+        help="predict, predict_proba or decision_function (default: probabilities)",
+    )
+    predict.add_argument(
+        "--keep",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="copy a column to the output; may be repeated",
     )
     predict.add_argument(
         "--trust",
@@ -164,7 +175,9 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     if len(arguments.paths) < 2:
-        raise InputError("predict needs input files and an output folder: dpipe predict BUNDLE IN [IN ...] OUT.")
+        raise InputError(
+            "predict needs input files and an output folder: dpipe predict BUNDLE IN [IN ...] OUT."
+        )
     _check_workers(arguments.workers)
     *source, destination = arguments.paths
     show = False if arguments.quiet else None
@@ -181,7 +194,9 @@ def _predict(arguments: argparse.Namespace) -> None:
             listener=session.listener,
             started=session.started,
         )
-    print(f"{done.n_files} files with {done.n_rows:,} rows in {destination}; {done.n_skipped} were there already")
+    print(
+        f"{done.n_files} files with {done.n_rows:,} rows in {destination}; {done.n_skipped} were there already"
+    )
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -238,8 +253,10 @@ def _recipe_function(name: str) -> Callable[..., Any]:
         ) from err
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError(f"{module_name} has no function {function_name!r}. Name one with {module_name}:FUNCTION.")
-    return function  # type: ignore[no-any-return]
+        raise InputError(
+            f"{module_name} has no function {function_name!r}. Name one with {module_name}:FUNCTION."
+        )
+    return function
 
 
 def parse_settings(settings: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:
@@ -260,7 +277,7 @@ def parse_settings(settings: Sequence[str], function: Callable[..., Any]) -> dic
 
 def _value(key: str, text: str, parameter: inspect.Parameter) -> Any:
     default = parameter.default
-    kind = type(default) if default not in (None, inspect.Parameter.empty) else str
+    kind: Any = type(default) if default not in (None, inspect.Parameter.empty) else str
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise InputError(f"{key}={text!r} is neither true nor false.")

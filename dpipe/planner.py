@@ -11,7 +11,16 @@ from typing import Any
 
 from dpipe.errors import MemoryLimitError
 from dpipe.families.compose import Fit, Walk
-from dpipe.families.expression import RAW, Columns, Expression, Output, Raw, Stack, needed_columns, needed_fits
+from dpipe.families.expression import (
+    RAW,
+    Columns,
+    Expression,
+    Output,
+    Raw,
+    Stack,
+    needed_columns,
+    needed_fits,
+)
 from dpipe.families.program import Derived, Finish, ProgramPass
 from dpipe.plan_record import PassPlan, Plan
 from dpipe.sizes import format_bytes
@@ -129,7 +138,9 @@ class _Pass:
 
     def streamed(self) -> "_Pass":
         """Take the one learner that is waiting for its ordered pass, and what is finished with it."""
-        waiting = (fit for fit in self.walk.fits if fit.index in self.was_started and fit.index not in self.done)
+        waiting = (
+            fit for fit in self.walk.fits if fit.index in self.was_started and fit.index not in self.done
+        )
         self.learner = next(fit for fit in waiting if needed_fits(fit.source) <= self.done)
         self.finished.add(self.learner.index)
         return self.filled(no_data=True)
@@ -140,7 +151,12 @@ class _Pass:
     def _try(self, fit: Fit, no_data: bool) -> None:
         if not fit.is_leaf and not {child for child in fit.children if child is not None} <= self._ready():
             return
-        if fit.is_leaf and not fit.wants and fit.way.kind != "stream" and not needed_fits(fit.source) <= self._ready():
+        if (
+            fit.is_leaf
+            and not fit.wants
+            and fit.way.kind != "stream"
+            and not needed_fits(fit.source) <= self._ready()
+        ):
             return
         kept = len(self.collects), len(self.rules)
         stats = [self._resolve(want, expression) for want, expression in fit.wants]
@@ -262,7 +278,9 @@ def _why(number: int, step: ProgramPass, attempt: _Pass, walk: Walk, fitted_in: 
     return "; ".join(dict.fromkeys(waits)) or "waits for the pass before"
 
 
-def _projected(step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int) -> int | None:
+def _projected(
+    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int
+) -> int | None:
     """Bytes of one worker at the worst: what its blocks decode to, and what is made of them."""
     rows = shape.block_rows
     if rows is None:
@@ -315,7 +333,9 @@ def _width(expression: Expression, walk: Walk, shape: DataShape) -> int:
 
 def _plan(walk: Walk, shape: DataShape, resources: Resources, records: Sequence[PassPlan]) -> Plan:
     peaks = [record.projected_nbytes for record in records]
-    projected = None if any(p is None for p in peaks) else max((p or 0 for p in peaks), default=resources.reserved)
+    projected = (
+        None if any(p is None for p in peaks) else max((p or 0 for p in peaks), default=resources.reserved)
+    )
     plan = Plan(
         estimator=type(walk.fits[walk.root].estimator).__name__,
         source=shape.source,

@@ -62,7 +62,7 @@ class GraphBuilder:
 
 
 def needs_of(load: Load) -> Any:
-    """The shared tasks that a load waits for, in the order of its `needs`."""
+    """List the shared tasks that a load waits for, in the order of its `needs`."""
     return List(*map(TaskRef, load.needs))
 
 
@@ -174,7 +174,15 @@ def add_stream(
             name, position, _prepare_block, load, needs_of(load), held, TaskRef(known), (epoch, i), gate
         )
         step = graph.add(
-            f"{name}-learn", _learn_block, learn, TaskRef(step), TaskRef(ready), (epoch, i), name, position, total
+            f"{name}-learn",
+            _learn_block,
+            learn,
+            TaskRef(step),
+            TaskRef(ready),
+            (epoch, i),
+            name,
+            position,
+            total,
         )
         steps.append(step)
     return step
@@ -185,7 +193,12 @@ def _start(start: Callable[[Any], Any], known: Any) -> tuple[Any, Tally]:
 
 
 def _prepare_block(
-    load: Load, inputs: Sequence[Any], prepare: Callable[..., Rows], known: Any, position: tuple[int, int], gate: Any
+    load: Load,
+    inputs: Sequence[Any],
+    prepare: Callable[..., Rows],
+    known: Any,
+    position: tuple[int, int],
+    gate: Any,
 ) -> tuple[Rows | None, Tally]:
     started = time.time()
     rows = load(dict(zip(load.needs, inputs, strict=True)))

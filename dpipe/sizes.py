@@ -44,7 +44,9 @@ def parse_bytes(size: int | float | str) -> int:
     try:
         nbytes = int(_dask_parse_bytes(size))
     except (ValueError, TypeError, AttributeError, OverflowError) as err:
-        raise InputError(f'{size!r} is not a size. Write bytes, or text such as "2 GiB" or "500 MB".') from err
+        raise InputError(
+            f'{size!r} is not a size. Write bytes, or text such as "2 GiB" or "500 MB".'
+        ) from err
     if nbytes < 1:
         raise InputError(f'A size must be positive, got {size!r}. Write text such as "2 GiB".')
     return nbytes

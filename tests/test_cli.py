@@ -11,7 +11,7 @@ import pytest
 
 from dpipe.cli import main
 
-RECIPE = '''
+RECIPE = """
 import numpy as np, pandas as pd, dask.dataframe as dd, dpipe
 from sklearn.linear_model import LinearRegression
 
@@ -28,7 +28,7 @@ def line(rows: int = 100, *, slope: float = 2.0, noisy: bool = False, workdir="w
 
 def nothing():
     return 1
-'''
+"""
 
 
 @pytest.fixture
@@ -120,6 +120,10 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_the_module_runs_as_a_program():
     done = subprocess.run(
-        [sys.executable, "-m", "dpipe.cli", "estimators"], capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "-m", "dpipe.cli", "estimators"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     assert "OneHotEncoder" in done.stdout

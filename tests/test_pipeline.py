@@ -36,7 +36,9 @@ def files(frame, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     for i in range(4):
-        frame.iloc[i * 500 : (i + 1) * 500].to_parquet(folder / f"{i}.parquet", index=False, row_group_size=125)
+        frame.iloc[i * 500 : (i + 1) * 500].to_parquet(
+            folder / f"{i}.parquet", index=False, row_group_size=125
+        )
     return folder
 
 
@@ -79,7 +81,9 @@ def test_run_equals_the_same_steps_by_hand(files, tmp_path):
     lengths = [len(train.partitions[i]) for i in range(train.npartitions)]
     whole = train.compute()
     scaler = model()[0].fit(whole[["a", "b", "group"]]).named_transformers_["standardscaler"]
-    np.testing.assert_allclose(run.model[0].named_transformers_["standardscaler"].mean_, scaler.mean_, rtol=1e-9)
+    np.testing.assert_allclose(
+        run.model[0].named_transformers_["standardscaler"].mean_, scaler.mean_, rtol=1e-9
+    )
     columns = run.model[0]
     learner = SGDClassifier(loss="log_loss", random_state=0)
     for start, n in zip(np.cumsum([0, *lengths]), lengths, strict=False):

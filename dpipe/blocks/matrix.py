@@ -179,7 +179,9 @@ def _by_row(parts: Sequence[Any], index_dtype: np.dtype[Any]) -> list[_ByRow]:
     return made
 
 
-def _fill_rows(parts: Sequence[_ByRow], rows: slice | np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+def _fill_rows(
+    parts: Sequence[_ByRow], rows: slice | np.ndarray, indices: np.ndarray, data: np.ndarray
+) -> None:
     """Write some rows of all parts side by side: column numbers and values."""
     slot = 0
     for part in parts:

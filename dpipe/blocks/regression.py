@@ -60,9 +60,7 @@ class CrossProducts:
                 dx = values - x_mean
                 xx = dx.T @ (dx * weights[:, None] if w is not None else dx)
                 xy = dx.T @ dy
-        return cls(
-            len(target), total, x_mean, y_mean, xx, xy, matrix.dtype, is_sparse, np.ndim(y) == 1
-        )
+        return cls(len(target), total, x_mean, y_mean, xx, xy, matrix.dtype, is_sparse, np.ndim(y) == 1)
 
     def merge(self, other: Self) -> Self:
         """Join with the cross products of later rows."""

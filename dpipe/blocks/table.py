@@ -51,7 +51,7 @@ class Categories:
         return len(self.columns[0].codes), len(self.columns)
 
     def to_numpy(self) -> np.ndarray:
-        """The values as one array of shape (n_rows, n_columns), of dtype object if any column is."""
+        """Give the values as one array of shape (n_rows, n_columns), of dtype object if any column is."""
         dtype = np.result_type(*(column.dtype for column in self.columns))
         out = np.empty(self.shape, dtype=dtype, order="F")
         for j, column in enumerate(self.columns):

@@ -55,7 +55,9 @@ def read_csv(
             **options,
         )
     except (OSError, ValueError) as err:
-        raise SourceError(f"{paths[0]} cannot be read as CSV: {err}. Check its first lines and the options.") from err
+        raise SourceError(
+            f"{paths[0]} cannot be read as CSV: {err}. Check its first lines and the options."
+        ) from err
     if columns is None:
         return frame
     missing = [name for name in columns if name not in frame.columns]

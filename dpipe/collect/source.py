@@ -140,7 +140,7 @@ class Source:
             return tuple(self.frame.columns)
         return tuple(f"x{j}" for j in range(self.n_columns))
 
-    def loads(self, columns: Sequence[int] | None, *, with_X: bool = True) -> tuple[Graph, list[Load]]:
+    def loads(self, columns: Sequence[int] | None, *, with_X: bool = True) -> tuple[Graph, Sequence[Load]]:
         """Give what loads each block, and the tasks that several blocks share.
 
         Parameters
@@ -292,7 +292,11 @@ def _open_array(X: da.Array, y: Any, w: Any) -> Source:
 
 
 def _few(chunks: Sequence[Any]) -> str:
-    return f"{chunks!r}" if len(chunks) <= 6 else f"({', '.join(map(str, chunks[:5]))}, ... {len(chunks)} chunks)"
+    return (
+        f"{chunks!r}"
+        if len(chunks) <= 6
+        else f"({', '.join(map(str, chunks[:5]))}, ... {len(chunks)} chunks)"
+    )
 
 
 def _open_memory(X: Any, y: Any, w: Any) -> Source:
@@ -309,13 +313,17 @@ def _open_memory(X: Any, y: Any, w: Any) -> Source:
     share = block_nbytes(X) // max(X.shape[0] * X.shape[1], 1)
     names = list(X.columns) if frame is not None else [f"x{j}" for j in range(X.shape[1])]
     y, w = (np.asarray(v) if isinstance(v, list | tuple) else v for v in (y, w))
-    return Source(X, y, w, frame, X.shape[1], dtype, (X.shape[0],), dict.fromkeys(names, share), decoded="memory")
+    return Source(
+        X, y, w, frame, X.shape[1], dtype, (X.shape[0],), dict.fromkeys(names, share), decoded="memory"
+    )
 
 
 def _direct_loads(X: dd.DataFrame, y: Any, w: Any, names: list[str]) -> list[ReadLoad] | None:
     """Recognise columns of one dpipe Parquet source, which are then decoded without pandas."""
     found = [_projection(part) for part in (X, y, w)]
-    if found[0] is None or any(f is None and part is not None for f, part in zip(found, (X, y, w), strict=True)):
+    if found[0] is None or any(
+        f is None and part is not None for f, part in zip(found, (X, y, w), strict=True)
+    ):
         return None
     base = found[0]
     others = [f for f in found[1:] if f is not None]
@@ -372,15 +380,14 @@ def _frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[Load]]:
 
 
 def _array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[Load]]:
-    parts = [part for part in (X, y, w) if part is not None]
-    optimised = iter(dask.optimize(*parts))
-    X, y, w = (next(optimised) if part is not None else None for part in (X, y, w))
+    optimised = iter(dask.optimize(*(part for part in (X, y, w) if part is not None)))
+    parts = [None if part is None else next(optimised) for part in (X, y, w)]
     graph: Graph = {}
-    for part in (X, y, w):
+    for part in parts:
         if part is not None:
             graph.update(part.__dask_graph__())
     columns = [
-        [None] * X.numblocks[0] if part is None else list(flatten(part.__dask_keys__())) for part in (X, y, w)
+        [None] * X.numblocks[0] if part is None else list(flatten(part.__dask_keys__())) for part in parts
     ]
     return _inline(graph, list(zip(*columns, strict=True)))
 
@@ -395,8 +402,8 @@ def _inline(
     graph = convert_legacy_graph(graph)
     reach = [_ancestors(graph, [key for key in keys if key is not None]) for keys in outputs]
     users: dict[Any, int] = {}
-    for keys in reach:
-        for key in keys:
+    for ancestors in reach:
+        for key in ancestors:
             users[key] = users.get(key, 0) + 1
     shared = {key: graph[key] for key, n in users.items() if n > 1}
     loads: list[Load] = []
@@ -434,4 +441,3 @@ def source_name(source: Source) -> str:
             return f"{files} Parquet file{'s' * (files > 1)} in {', '.join(folders[:2])}"
         return "a Dask DataFrame"
     return {"numpy": "a Dask Array", "memory": "memory"}[source.decoded]
-

@@ -11,7 +11,11 @@ from dpipe.errors import InputError
 
 
 def split(
-    frame: dd.DataFrame, *, test_size: float = 0.2, by: str | Sequence[str] | None = None, random_state: int = 0
+    frame: dd.DataFrame,
+    *,
+    test_size: float = 0.2,
+    by: str | Sequence[str] | None = None,
+    random_state: int = 0,
 ) -> tuple[dd.DataFrame, dd.DataFrame]:
     """Split a frame into train and test, lazily.
 
@@ -47,7 +51,9 @@ def split(
             f"The frame has: {', '.join(map(repr, frame.columns))}."
         )
     sides = [
-        frame.map_partitions(_side, keys, test_size, random_state, test, meta=frame._meta, enforce_metadata=False)
+        frame.map_partitions(
+            _side, keys, test_size, random_state, test, meta=frame._meta, enforce_metadata=False
+        )
         for test in (False, True)
     ]
     return sides[0], sides[1]

@@ -157,8 +157,8 @@ def input_columns(fitted: Estimator, present: Sequence[Any]) -> tuple[str, ...] 
     width = getattr(fitted, "n_features_in_", len(present))
     if width != len(present):
         raise InputError(
-            f"X has {len(present)} columns, but this {type(fitted).__name__} was fitted on {width} of them, "
-            f"without names. X has: {_listed(present)}. Select the columns of the training data, in its order."
+            f"X has {len(present)} columns, but this {type(fitted).__name__} was fitted on {width}, without "
+            f"names. X has: {_listed(present)}. Select those of the training data, in its order."
         )
     return None
 

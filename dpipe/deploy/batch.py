@@ -4,21 +4,14 @@ An output appears when it is whole, and carries a fingerprint of what it was mad
 that was stopped, or that met a corrupt file, is continued by being started again.
 """
 
-import contextlib
-import fcntl
-import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 from dask.delayed import Delayed
 from dask.task_spec import List, TaskRef
@@ -29,14 +22,13 @@ from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.parquet import find_files, row_nbytes
 from dpipe.deploy.apply import check_present
 from dpipe.deploy.bundle import Bundle, load
+from dpipe.deploy.files import Input, inspected, made_destination, only_writer
 from dpipe.deploy.results import check_applicable, empty_result
 from dpipe.deploy.score_file import (
-    FINGERPRINT,
     PASS,
     FileJob,
     FileOutcome,
     Scoring,
-    open_file,
     plain_type,
     prediction_schema,
     row_group_batches,
@@ -81,21 +73,6 @@ class ScoringError(SourceError):
     def __init__(self, message: str, result: BatchResult) -> None:
         super().__init__(message)
         self.result = result
-
-
-@dataclass(frozen=True)
-class _Input:
-    """An input file: where its output goes, and what its footer says."""
-
-    source: str
-    destination: Path
-    fingerprint: str
-    done_rows: int | None = None
-    """Rows of a finished output; None if there is work to do."""
-    schema: pa.Schema | None = None
-    row_groups: tuple[int, ...] = ()
-    """Rows of each."""
-    error: str = ""
 
 
 def score_files(
@@ -169,10 +146,10 @@ def score_files(
     if isinstance(keep, str):
         raise InputError(f"keep must be a sequence of names. Pass keep=[{keep!r}].")
     sources = list(dict.fromkeys(find_files(source, {}, ".parquet")))
-    folder = _destination(destination, source, sources)
-    with _only_writer(folder):
+    folder = made_destination(destination, source, sources)
+    with only_writer(folder):
         made_from = {"model": bundle.sha256, "method": method, "keep": list(keep), "format": 1}
-        inputs = _inspected(sources, folder, made_from)
+        inputs = inspected(sources, folder, made_from)
         todo = [item for item in inputs if item.done_rows is None and not item.error]
         outcomes = {item.source: FileOutcome(item.source, error=item.error) for item in inputs if item.error}
         if todo:
@@ -195,132 +172,6 @@ def _default_method(bundle: Bundle) -> str:
     return "predict_proba" if has_chances else "predict"
 
 
-def _destination(destination: str | os.PathLike[str], source: Any, sources: Sequence[str]) -> Path:
-    """Make the folder of the outputs, check that it can be written, and that it is no source."""
-    folder = Path(destination).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
-        probe.touch()
-        probe.unlink()
-    except OSError as err:
-        raise InputError(
-            f"The destination {folder} cannot be written: {err}. Choose a folder that you may write."
-        ) from err
-    here = folder.resolve()
-    entries = [source] if isinstance(source, str | os.PathLike) else list(source)
-    folders = [Path(entry).expanduser() for entry in entries if "://" not in str(entry)]
-    inside = [str(entry) for entry in folders if entry.is_dir() and here.is_relative_to(entry.resolve())]
-    inside += [path for path in sources if "://" not in path and Path(path).resolve().is_relative_to(here)]
-    if inside:
-        raise InputError(
-            f"The destination {folder} and the source {inside[0]} lie in each other: the next run would take "
-            "outputs for inputs. Choose a folder apart from the source."
-        )
-    return folder
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the destination, and delete what killed ones left there."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise InputError(
-                f"Another run is writing to {folder}. Wait for its end, or choose another destination."
-            ) from err
-        except OSError:
-            pass  # a file system without locks: what seems left over may be in use
-        else:
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(held)
-
-
-def _inspected(sources: Sequence[str], folder: Path, made_from: dict[str, Any]) -> list[_Input]:
-    """Look for finished outputs, and read the footers of the other inputs."""
-    names = output_names(sources)
-    found = []
-    for source in sources:
-        path = folder / names[source]
-        try:
-            fingerprint = json.dumps({"source": _identity(source), **made_from}, sort_keys=True)
-        except OSError as err:
-            found.append(_Input(source, path, "", error=f"{type(err).__name__}: {err}"))
-            continue
-        found.append(_Input(source, path, fingerprint, _done_rows(path, fingerprint)))
-    with ThreadPoolExecutor(min(16, len(found))) as pool:
-        return list(pool.map(_with_footer, found))
-
-
-def output_names(sources: Sequence[str]) -> dict[str, str]:
-    """Name the output of each input.
-
-    Examples
-    --------
-    >>> output_names(["2024/a.parquet", "2025/a.parquet", "2025/b.parquet"])
-    {'2024/a.parquet': '2024-a.parquet', '2025/a.parquet': '2025-a.parquet', '2025/b.parquet': 'b.parquet'}
-    """
-    names = {source: os.path.basename(source) for source in sources}
-    for longer in (_with_folder, _with_hash):
-        taken = list(names.values())
-        names = {source: longer(source) if taken.count(name) > 1 else name for source, name in names.items()}
-    return names
-
-
-def _with_folder(source: str) -> str:
-    folder, name = os.path.split(os.path.abspath(source))
-    return f"{os.path.basename(folder)}-{name}"
-
-
-def _with_hash(source: str) -> str:
-    stem, ending = os.path.splitext(os.path.basename(source))
-    return f"{stem}-{sha256(os.path.abspath(source).encode()).hexdigest()[:12]}{ending}"
-
-
-def _identity(source: str) -> list[Any]:
-    """Tell a file, as it stands now, from any other."""
-    if "://" in source:
-        fs, path = fsspec.core.url_to_fs(source)
-        info = fs.info(path)
-        stamps = [info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified")]
-        return [source, info.get("size"), str(next((stamp for stamp in stamps if stamp), None))]
-    status = os.stat(source)
-    return [os.path.abspath(source), status.st_size, status.st_mtime_ns]
-
-
-def _done_rows(path: Path, fingerprint: str) -> int | None:
-    """Give the rows of an output that needs not be made again; else None."""
-    try:
-        metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException):
-        return None  # not there, or damaged since
-    mine = (metadata.metadata or {}).get(FINGERPRINT)
-    if mine is None:
-        raise InputError(
-            f"{path} is there already, and was not written by score_files. Move it away, or choose another "
-            "destination."
-        )
-    return int(metadata.num_rows) if mine == fingerprint.encode() else None
-
-
-def _with_footer(item: _Input) -> _Input:
-    if item.error or item.done_rows is not None:
-        return item
-    try:
-        with open_file(item.source) as file:
-            metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as err:
-        return replace(item, error=f"{type(err).__name__}: {err}")
-    groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    return replace(item, schema=schema, row_groups=groups)
-
-
 def _resources(place: Place, block_nbytes: int | str | None) -> tuple[Place, int]:
     """Choose how many files to work on at a time, and how many bytes of each."""
     wanted = None if block_nbytes is None else parse_bytes(block_nbytes)
@@ -333,21 +184,22 @@ def _resources(place: Place, block_nbytes: int | str | None) -> tuple[Place, int
         if needed <= spare:
             return replace(place, threads=threads), limit
     raise MemoryLimitError(
-        f"Scoring needs {format_bytes(place.reserved + needed)} of memory: {format_bytes(place.reserved)} for the "
-        f"process, and {_BATCHES_HELD} batches of {format_bytes(limit)} in each of {threads} threads; the budget "
-        f"is {format_bytes(place.memory)}. Give a larger memory=..., or a smaller block_nbytes=..."
+        f"Scoring needs {format_bytes(place.reserved + needed)} of memory: the process takes "
+        f"{format_bytes(place.reserved)}, and each of {threads} threads {_BATCHES_HELD} batches of "
+        f"{format_bytes(limit)}; the budget is {format_bytes(place.memory)}. Give a larger memory=..., or a "
+        "smaller block_nbytes=..."
     )
 
 
 def _prepared(
-    bundle: Bundle, method: str, keep: tuple[str, ...], todo: Sequence[_Input], limit: int
+    bundle: Bundle, method: str, keep: tuple[str, ...], todo: Sequence[Input], limit: int
 ) -> tuple[Scoring, list[FileJob]]:
     """Check the columns of all files, and cut the work into batches."""
     columns = bundle.columns
     if columns is None:
         raise InputError(
-            f"{bundle.path} was trained on an array: its columns have no names by which they could be found in "
-            "files. Use dpipe.predict on an array, or train on a frame."
+            f"{bundle.path} was trained on an array: its columns have no names by which files could be read. "
+            "Use dpipe.predict on an array, or train on a frame."
         )
     for item in todo:
         assert item.schema is not None
@@ -359,7 +211,8 @@ def _prepared(
     both = [name for name in keep if name in predictions.names]
     if both:
         raise InputError(
-            f"keep names {', '.join(map(repr, both))}, which is a column of the predictions. Leave it out of keep."
+            f"keep names {', '.join(map(repr, both))}, which is a column of the predictions, too. "
+            "Leave it out of keep."
         )
     batch_rows = max(limit // row_nbytes(schema), 1)
     jobs, n = [], 0
@@ -374,7 +227,8 @@ def check_kept(keep: Sequence[str], present: Sequence[str], where: str) -> None:
     missing = [name for name in keep if name not in present]
     if missing:
         raise InputError(
-            f"{where} has no column {', '.join(map(repr, missing))} to keep. It has: {', '.join(map(repr, present))}."
+            f"{where} has no column {', '.join(map(repr, missing))} to keep. "
+            f"It has: {', '.join(map(repr, present))}."
         )
 
 
@@ -418,7 +272,7 @@ def _gather(outcomes: Sequence[FileOutcome]) -> tuple[FileOutcome, ...]:
     return tuple(outcomes)
 
 
-def _result(inputs: Sequence[_Input], outcomes: dict[str, FileOutcome], folder: Path) -> BatchResult:
+def _result(inputs: Sequence[Input], outcomes: dict[str, FileOutcome], folder: Path) -> BatchResult:
     """Count what is there; raise if something is not."""
     failed = [outcome for item in inputs if (outcome := outcomes.get(item.source)) and outcome.error]
     names = {outcome.source for outcome in failed}
@@ -431,8 +285,8 @@ def _result(inputs: Sequence[_Input], outcomes: dict[str, FileOutcome], folder: 
         told = "; ".join(f"{outcome.source}: {outcome.error}" for outcome in failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise ScoringError(
-            f"{len(failed)} of {len(inputs)} files could not be scored: {told}{more}. The other {len(done)} are in "
-            f"{folder}. Repair or leave out what failed, and run this again: finished files are not done again.",
+            f"{len(failed)} of {len(inputs)} files could not be scored: {told}{more}. The other {len(done)} "
+            f"are in {folder}. Repair or leave out what failed, and run this again: finished files stay.",
             result,
         )
     return result

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.naive_bayes import GaussianNB
 
 from dpipe.blocks.regression import ClassMoments
@@ -22,7 +23,7 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     by_class = [classes.by_class[label] for label in labels.tolist()]
     width = len(everything.mean)
     X = stand_in.numeric(meta, width, everything.dtype, rows=len(labels))
-    fitted = stand_in.clone(estimator).fit(X, labels)
+    fitted = clone(estimator).fit(X, labels)
     fitted.epsilon_ = fitted.var_smoothing * np.max(everything.variance)
     fitted.theta_ = np.array([moments.mean for moments in by_class])
     fitted.var_ = np.array([moments.variance for moments in by_class]) + fitted.epsilon_

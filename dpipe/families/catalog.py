@@ -35,14 +35,17 @@ class EstimatorTable(tuple[EstimatorRow, ...]):
         cells = [("estimator", "way", "passes", "same answer"), *map(_cells, self)]
         widths = [max(len(row[j]) for row in cells) for j in range(4)]
         return "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
         )
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in _cells(row))}</tr>" for row in self)
-        return f"<table><tr><th>estimator</th><th>way</th><th>passes</th><th>same answer</th></tr>{rows}</table>"
+        return (
+            f"<table><tr><th>estimator</th><th>way</th><th>passes</th><th>same answer</th></tr>{rows}</table>"
+        )
 
 
 def _cells(row: EstimatorRow) -> Sequence[str]:
@@ -67,7 +70,9 @@ def estimators() -> EstimatorTable:
         for cls, way in registered().items()
     ]
     rows += [
-        EstimatorRow(cls.__name__, cls.__module__, "composite", "those of its parts, shared", "that of its parts")
+        EstimatorRow(
+            cls.__name__, cls.__module__, "composite", "those of its parts, shared", "that of its parts"
+        )
         for cls in (Pipeline, ColumnTransformer, FeatureUnion)
     ]
     return EstimatorTable(sorted(rows, key=lambda row: row.name))

@@ -121,7 +121,9 @@ def _visit_columns(
     est: ColumnTransformer, source: Expression, meta: Meta, name: str, fits: list[Fit]
 ) -> _Visited:
     if est.transformer_weights:
-        raise UnsupportedEstimatorError("ColumnTransformer(transformer_weights=...) is not supported. Use None.")
+        raise UnsupportedEstimatorError(
+            "ColumnTransformer(transformer_weights=...) is not supported. Use None."
+        )
     children: list[int | None] = []
     parts: list[Expression] = []
     sparse: list[int] = []

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 from dpipe.blocks.matrix import OneHot
@@ -25,7 +26,7 @@ def _check(estimator: Estimator) -> None:
 
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     counts: ValueCounts = stats[0]
-    return stand_in.clone(estimator).fit(stand_in.of_values(counts, meta))
+    return clone(estimator).fit(stand_in.of_values(counts, meta))
 
 
 def _distinct(fitted: Estimator, block: Block) -> tuple[list[np.ndarray], Any]:

@@ -105,6 +105,7 @@ def _evaluate(
     if isinstance(expression, Output):
         value = evaluate(expression.source, block, fitted, memo)
         return apply(fitted[expression.fit], value)
+    assert isinstance(expression, Stack)
     return _stacked(expression, block, fitted, memo, None)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,12 +100,13 @@ def learning_order(
     if learner.random_state is None:
         return np.random.default_rng(_seed(position)).permutation(n_rows)
     if isinstance(learner.random_state, int | np.integer) and n_rows in repeated:
-        return _visiting_order(type(learner), n_rows, int(learner.random_state))
+        cls: Hashable = type(learner)
+        return _visiting_order(cls, n_rows, int(learner.random_state))
     return None
 
 
 @functools.lru_cache(maxsize=16)
-def _visiting_order(cls: type, n_rows: int, random_state: int) -> np.ndarray:
+def _visiting_order(cls: Any, n_rows: int, random_state: int) -> np.ndarray:
     """Find the order of scikit-learn's own shuffle, by watching a learner.
 
     Each row gets a feature of its own, and the step size falls with the time of the visit: what was

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, Ridge
 
 from dpipe.blocks.regression import CrossProducts
@@ -22,9 +23,9 @@ def _check(estimator: Estimator) -> None:
 
 def _stand_in(estimator: Estimator, products: CrossProducts, meta: Meta) -> Estimator:
     width, targets = products.xy.shape
-    X = stand_in.numeric(meta, width, products.dtype, rows=2)
+    X = stand_in.numeric(meta, width, products.dtype, rows=2, sparse=products.sparse)
     y = np.zeros(2 if products.y_is_1d else (2, targets))
-    return stand_in.clone(estimator).fit(X, y)
+    return clone(estimator).fit(X, y)
 
 
 def _centred(estimator: Estimator, products: CrossProducts) -> tuple[np.ndarray, np.ndarray]:
@@ -66,9 +67,7 @@ def _finish_least_squares(estimator: Estimator, stats: Sequence[Any], meta: Meta
     basis = vectors[:, ::-1][:, kept]
     coef = basis @ ((basis.T @ xy) / singular[kept, None] ** 2)
     fitted = _stand_in(estimator, products, meta)
-    if products.sparse:
-        del fitted.rank_, fitted.singular_
-    else:
+    if not products.sparse:
         fitted.rank_ = int(kept.sum())
         fitted.singular_ = singular[: min(products.n_rows, len(singular))].astype(products.dtype)
     return _put(fitted, coef, products)

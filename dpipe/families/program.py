@@ -14,7 +14,15 @@ from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
 from dpipe.families import gradient
 from dpipe.families.compose import Fit, finish_composite, n_outputs
-from dpipe.families.expression import Columns, Expression, Output, Raw, evaluate, evaluate_for_learner, narrowed
+from dpipe.families.expression import (
+    Columns,
+    Expression,
+    Output,
+    Raw,
+    evaluate,
+    evaluate_for_learner,
+    narrowed,
+)
 from dpipe.families.registry import Estimator, Fitted, Meta
 from dpipe.run import PassState, states_of
 

@@ -145,6 +145,11 @@ _DERIVE = {Moments: _scaled_moments, Extremes: _scaled_extremes}
 
 add(
     StandardScaler,
-    Way("merge", _finish_standard, lambda est: (Moments,), _transform_standard, _DERIVE, exact="1e-9 relative"),
+    Way(
+        "merge", _finish_standard, lambda est: (Moments,), _transform_standard, _DERIVE, exact="1e-9 relative"
+    ),
 )
-add(MinMaxScaler, Way("merge", _finish_minmax, lambda est: (Extremes,), _transform_minmax, _DERIVE, _check_minmax))
+add(
+    MinMaxScaler,
+    Way("merge", _finish_minmax, lambda est: (Extremes,), _transform_minmax, _DERIVE, _check_minmax),
+)

@@ -17,9 +17,11 @@ from dpipe.blocks.statistics import ValueCounts
 from dpipe.families.registry import Estimator, Meta
 
 
-def numeric(meta: Meta, width: int, dtype: Any, rows: int = 1) -> Any:
-    """Give `rows` rows of zeros, as a frame where the real input is one."""
+def numeric(meta: Meta, width: int, dtype: Any, rows: int = 1, *, sparse: bool = False) -> Any:
+    """Give `rows` rows of zeros, as a frame or a CSR matrix where the real input is one."""
     zeros = np.zeros((rows, width), dtype=dtype)
+    if sparse:
+        return sp.csr_matrix(zeros)
     return zeros if meta.frame is None else pd.DataFrame(zeros, columns=meta.frame.columns)
 
 
@@ -27,9 +29,8 @@ def fitted_on_zeros(
     estimator: Estimator, meta: Meta, width: int, dtype: Any, *, sparse: bool = False, weighted: bool = False
 ) -> Estimator:
     """Fit a clone on one row of zeros."""
-    X = numeric(meta, width, dtype)
     weights = {"sample_weight": np.ones(1)} if weighted else {}
-    return clone(estimator).fit(sp.csr_matrix(X) if sparse else X, **weights)
+    return clone(estimator).fit(numeric(meta, width, dtype, sparse=sparse), **weights)
 
 
 def one_row(meta: Meta, width: int) -> Any:
@@ -37,7 +38,9 @@ def one_row(meta: Meta, width: int) -> Any:
     if meta.frame is None:
         row = np.full((1, width), "a" if meta.dtype.kind == "O" else 0).astype(meta.dtype)
         return sp.csr_matrix(row) if meta.sparse else row
-    return pd.concat([_one_value(dtype) for dtype in meta.frame.dtypes], axis=1).set_axis(meta.frame.columns, axis=1)
+    return pd.concat([_one_value(dtype) for dtype in meta.frame.dtypes], axis=1).set_axis(
+        meta.frame.columns, axis=1
+    )
 
 
 def _one_value(dtype: Any) -> pd.Series:

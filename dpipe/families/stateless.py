@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer
 
 from dpipe.errors import InputError
@@ -14,7 +15,7 @@ from dpipe.families.registry import Estimator, Meta, Way, add
 
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     if meta.frame is not None:
-        return stand_in.clone(estimator).fit(meta.frame if _takes_frames(estimator) else sample(meta.frame))
+        return clone(estimator).fit(meta.frame if _takes_frames(estimator) else sample(meta.frame))
     return stand_in.fitted_on_zeros(estimator, meta, meta.width or 1, meta.dtype)
 
 

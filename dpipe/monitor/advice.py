@@ -34,10 +34,7 @@ def advise(run: RunRecord) -> tuple[str, ...]:
 
 def _unfinished(run: RunRecord) -> Iterator[str]:
     if not run.finished:
-        yield (
-            "This run has not finished, and the figures stop where it stopped. "
-            "Run it again."
-        )
+        yield ("This run has not finished, and the figures stop where it stopped. Run it again.")
 
 
 def _over_budget(run: RunRecord) -> Iterator[str]:

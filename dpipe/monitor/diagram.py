@@ -49,10 +49,10 @@ def _box(i: int, name: str, says: str, step: int, top: int) -> str:
     x = 10 + i * step
     short = says if len(says) <= 30 else says[:29] + "\u2026"
     return (
-        f'<g><title>{html.escape(f"{name}: {says}")}</title>'
+        f"<g><title>{html.escape(f'{name}: {says}')}</title>"
         f'<rect x="{x}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" rx="8" fill="#eef3f8" stroke="#7f95ab"/>'
         f'<text x="{x + 12}" y="{top + 26}" font-size="15" font-weight="600" fill="#1d2b3a">'
-        f'{html.escape(name)}</text>'
+        f"{html.escape(name)}</text>"
         f'<text x="{x + 12}" y="{top + 47}" font-size="11" fill="#45566a">{html.escape(short)}</text></g>'
     )
 

@@ -70,7 +70,12 @@ class Session:
     """
 
     def __init__(
-        self, name: str, workdir: Path | None = None, *, show: bool | None = None, budget_nbytes: int | None = None
+        self,
+        name: str,
+        workdir: Path | None = None,
+        *,
+        show: bool | None = None,
+        budget_nbytes: int | None = None,
     ) -> None:
         self.name = name
         self.workdir = workdir

@@ -298,8 +298,12 @@ class Pipeline:
         if report is not None:
             self._stage_of(report, "validate")
         folder = self.workdir / to
-        if folder.resolve() == self.workdir.resolve() or not folder.resolve().is_relative_to(self.workdir.resolve()):
-            raise InputError(f"deploy: to={to!r} does not lie inside of the workdir. Give the name of a folder.")
+        if folder.resolve() == self.workdir.resolve() or not folder.resolve().is_relative_to(
+            self.workdir.resolve()
+        ):
+            raise InputError(
+                f"deploy: to={to!r} does not lie inside of the workdir. Give the name of a folder."
+            )
         settings = {"model": model, "report": report, "folder": folder}
         schema, target = bundle_input(trained)
         written = delayed(_bundle_delayed, pure=False)(model, report, str(folder), self.name, schema, target)
@@ -454,7 +458,12 @@ def _score_delayed(model: Estimator, X: _Held, y: _Held, scoring: list[str]) -> 
 
 
 def _bundle_delayed(
-    model: Estimator, metrics: dict[str, float] | None, folder: str, name: str, schema: Any, target: str | None
+    model: Estimator,
+    metrics: dict[str, float] | None,
+    folder: str,
+    name: str,
+    schema: Any,
+    target: str | None,
 ) -> Path:
     return write_bundle(folder, model, schema=schema, target=target, metrics=dict(metrics or {}), name=name)
 

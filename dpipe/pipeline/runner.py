@@ -42,7 +42,9 @@ class Runner:
     def one_cluster(self) -> Iterator[None]:
         """Keep one embedded cluster, and one dashboard, for all stages, where a cluster is ours to start."""
         places = [
-            self._prepared(stage).place for stage in self.pipe.stages if stage.kind == "train" and not self.client
+            self._prepared(stage).place
+            for stage in self.pipe.stages
+            if stage.kind == "train" and not self.client
         ]
         if not places or not all(place.embedded for place in places):
             yield
@@ -68,7 +70,9 @@ class Runner:
         rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
         self.session.stages.insert(
             place,
-            StageRecord(stage.name, stage.kind, time.perf_counter() - begun, rows_in, rows_out, note or stage.says),
+            StageRecord(
+                stage.name, stage.kind, time.perf_counter() - begun, rows_in, rows_out, note or stage.says
+            ),
         )
 
     def count_rows(self) -> None:
@@ -166,8 +170,11 @@ class Runner:
                 )
 
     def _check_required(self, require: Mapping[str, float], metrics: Mapping[str, float]) -> None:
-        missed = [f"{name} is {metrics[name]:.4f}, not {least:g}" for name, least in require.items()
-                  if not metrics[name] >= least]
+        missed = [
+            f"{name} is {metrics[name]:.4f}, not {least:g}"
+            for name, least in require.items()
+            if not metrics[name] >= least
+        ]
         if missed:
             raise RequirementError(
                 f"The model misses what validation requires: {'; '.join(missed)}. Nothing was deployed; see "

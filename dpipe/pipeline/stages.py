@@ -47,7 +47,10 @@ class PipelinePlan:
         for name, plan in self.fits:
             lines += ["", f"{name}: {plan}"]
         if self.n_scorings:
-            lines += ["", f"validate: {self.n_scorings} more pass{'es' * (self.n_scorings > 1)} over the test rows"]
+            lines += [
+                "",
+                f"validate: {self.n_scorings} more pass{'es' * (self.n_scorings > 1)} over the test rows",
+            ]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -114,6 +117,7 @@ def columns_of(
 
 
 def fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Give the arguments of a fit: estimator, X, y and weights."""
     X, y, w = columns_of(
         settings["frame"], settings["target"], settings["features"], settings["sample_weight"]
     )
@@ -121,7 +125,7 @@ def fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
 
 
 def bundle_input(trained: Stage) -> tuple[pa.Schema | None, str | None]:
-    """The columns that a model takes, with their types, and the name of its target."""
+    """Give the columns that a model takes, with their types, and the name of its target."""
     settings = trained.settings
     X, _, _ = columns_of(settings["frame"], settings["target"], settings["features"], None)
     schema = pa.Schema.from_pandas(X._meta, preserve_index=False) if isinstance(X, dd.DataFrame) else None

@@ -69,7 +69,9 @@ def prepare(
     if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
         raise InputError(f"epochs must be an integer of at least 1, got {epochs!r}.")
     if isinstance(estimator, type):
-        raise InputError(f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}().")
+        raise InputError(
+            f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}()."
+        )
     budget = None if memory is None else parse_bytes(memory)
     source = open_source(X, y, sample_weight)
     tree = walk(estimator, Meta(frame=source.frame, n_columns=source.n_columns, dtype=source.dtype))
@@ -125,7 +127,9 @@ def _window(place: Place) -> int:
 def build(prepared: Prepared) -> tuple[GraphBuilder, Any]:
     """Build the graph of all passes, and the key of the last `Known`."""
     source, program = prepared.source, prepared.program
-    token = graph_token(repr(program.walk.fits[program.walk.root].estimator), source.X, source.y, prepared.epochs)
+    token = graph_token(
+        repr(program.walk.fits[program.walk.root].estimator), source.X, source.y, prepared.epochs
+    )
     graph = GraphBuilder(token)
     known = graph.add("start", finish_pass, program.at_once, Known(), None)
     for number, step in enumerate(program.passes, start=1):
@@ -138,7 +142,9 @@ def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number
     if step.learner is None:
         with_X = any(want is not LabelCounts for want, _ in step.collects)
         name = f"pass-{number}-merge"
-        merged = add_scan(graph, prepared.source, step.columns, Collector(step), known, name=name, with_X=with_X)
+        merged = add_scan(
+            graph, prepared.source, step.columns, Collector(step), known, name=name, with_X=with_X
+        )
         return graph.add(f"pass-{number}-finish", finish_pass, held, TaskRef(known), TaskRef(merged))
     learned = add_stream(
         graph,
@@ -217,9 +223,7 @@ def plan(
     >>> plan(StandardScaler(), da.ones((1000, 3), chunks=(250, 3))).n_passes
     1
     """
-    return prepare(
-        estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client
-    ).plan
+    return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client).plan
 
 
 def fit(
@@ -276,9 +280,7 @@ def fit(
     >>> fit(StandardScaler(), X).mean_
     array([5., 6.])
     """
-    prepared = prepare(
-        estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client
-    )
+    prepared = prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client)
     if not compute:
         return delayed_fit(prepared)
     if workdir is None:

@@ -175,16 +175,14 @@ def score_source(
     wants = {name: want_of(name, fitted, labels) for name in names}
     collected = _with_calibration(list(dict.fromkeys(wants.values())), fitted)
     _check_weights(wants, source)
-    place, projected = _fitting_place(
-        fitted, source, columns, collected, find_place(client, memory, source.n_blocks, workers), scratch
-    )
+    place = find_place(client, memory, source.n_blocks, workers)
+    place, projected = _fitting_place(fitted, source, columns, collected, place, scratch)
     token = graph_token(fitted, source.X, source.y, source.w, names)
     folder = None if scratch is None else scratch / f"scores-{token}"
+    collector = _Collector(tuple(collected), labels, None if folder is None else str(folder))
+    graph = GraphBuilder(token)
+    key = add_scan(graph, source, columns, collector, graph.hold("score-model", fitted).key, name="score")
     try:
-        collector = _Collector(tuple(collected), labels, None if folder is None else str(folder))
-        graph = GraphBuilder(token)
-        known = graph.hold("score-model", fitted).key
-        key = add_scan(graph, source, columns, collector, known, name="score")
         with running(place) as chosen, listening(listener, chosen):
             started(chosen)
             state = compute(Delayed(key, graph.tasks), chosen)

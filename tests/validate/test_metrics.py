@@ -78,7 +78,7 @@ def label_rows(draw, most_labels):
 
 @pytest.mark.parametrize("name", OF_LABELS)
 @given(label_rows(4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_label_metrics_equal_scikit_learns(name, rows):
     X, y, w, cuts = rows
     if name in ("precision", "recall", "f1"):
@@ -92,7 +92,7 @@ def test_label_metrics_equal_scikit_learns(name, rows):
 
 @pytest.mark.parametrize("name", OF_PROBABILITIES)
 @given(label_rows(3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_losses_equal_scikit_learns(name, rows):
     X, y, w, cuts = rows
     k = X.shape[1]
@@ -106,7 +106,7 @@ def test_losses_equal_scikit_learns(name, rows):
 @pytest.mark.parametrize("labels", [(0, 1), (1, 2), (-1, 1), (False, True)])
 @pytest.mark.parametrize("name", OF_RANKS)
 @given(label_rows(2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_ranking_metrics_equal_scikit_learns(name, labels, rows):
     X, y, _, cuts = rows
     X, y = np.vstack([X, [[0.25, 0.75], [0.25, 0.75]]]), np.append(y, [0, 1])
@@ -126,7 +126,7 @@ def value_rows(draw):
 
 @pytest.mark.parametrize("name", OF_VALUES)
 @given(value_rows())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_metrics_of_regression_equal_scikit_learns(name, rows):
     said, y, w, cuts = rows
     if name == "neg_max_error":

@@ -1,0 +1,1 @@
+"""Benchmarks: dpipe and its peers on the same files, side by side in one run."""

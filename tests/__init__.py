@@ -1,0 +1,1 @@
+"""Tests of dpipe: they mirror the package, file for file."""

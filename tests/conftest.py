@@ -1,0 +1,41 @@
+"""Fixtures for all tests."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SHARED_DATA_VARIABLE = "DPIPE_SHARED_DATA"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the fixture `shared_data`, so that `-m shared_data` finds it."""
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.shared_data)
+
+
+@pytest.fixture(autouse=True)
+def synchronous(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compute in this thread, unless the test is marked `cluster`."""
+    if request.node.get_closest_marker("cluster"):
+        yield
+        return
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the real data sets; the test is skipped where it is absent."""
+    named = os.environ.get(SHARED_DATA_VARIABLE)
+    folder = Path(named) if named else CHECKOUT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(
+            f"no real data sets in {folder}: put them there, "
+            f"or name their folder in the environment variable {SHARED_DATA_VARIABLE}"
+        )
+    return folder

@@ -1,0 +1,134 @@
+"""The README, the CI script and the lists of packages say the same thing."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import CHECKOUT
+from tests.package_map import parse, private_uses, public_names, read
+
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PUBLIC = public_names(read(CHECKOUT, "dpipe")["dpipe"])
+SETUP = "python3 -m venv .venv && .venv/bin/pip install -q -e "
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def start_commands() -> tuple[str, str]:
+    main_job, tests = blocks(section("Start here"), "sh")[0].splitlines()
+    return main_job, tests
+
+
+def requirements(*extras: str) -> dict[str, str]:
+    """Name and bounds of what dpipe with these extras needs; its own extras are followed."""
+    lines = list(PROJECT["dependencies"])
+    for extra in extras:
+        lines += PROJECT["optional-dependencies"][extra]
+    needed = {}
+    for requirement in map(Requirement, lines):
+        if requirement.name == PROJECT["name"]:
+            needed |= requirements(*requirement.extras)
+        else:
+            needed[canonicalize_name(requirement.name)] = str(requirement.specifier)
+    return needed
+
+
+def test_two_commands_start_from_nothing():
+    main_job, tests = start_commands()
+    assert main_job == f"{SETUP}. && .venv/bin/dpipe run recipes.taxi_tips rows=200000"
+    assert tests == f'{SETUP}".[test]" && .venv/bin/python -m pytest -q'
+    assert PROJECT["scripts"] == {"dpipe": "dpipe.cli:main"}
+
+
+def test_the_recipes_of_the_readme_exist():
+    named = set(re.findall(r"\brecipes\.(\w+)", README))
+    assert named
+    for name in named:
+        assert (CHECKOUT / "recipes" / f"{name}.py").is_file()
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash: install it to check .ci/run")
+    script = CHECKOUT / ".ci" / "run"
+    shown = subprocess.run([bash, script, "--show"], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.splitlines() == [start_commands()[1]]
+    text = script.read_text(encoding="utf-8")
+    assert '\neval "$command"' in text
+    assert "-m pytest -q" not in text, "the command stands in the README only"
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_examples_use_public_names_only(number):
+    source = blocks(README, "python")[number]
+    (module,) = parse({f"README.example_{number + 1}": source}).values()
+    assert private_uses(module, PUBLIC) == []
+
+
+def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "flights").mkdir()
+    rng = np.random.default_rng(0)
+    for month in range(3):
+        table = pd.DataFrame(
+            {
+                "distance": rng.gamma(2.0, 400.0, 1000),
+                "hour": rng.integers(0, 24, 1000),
+                "carrier": rng.choice(["AA", "DL", "UA"], 1000),
+            }
+        )
+        table["late"] = (table["hour"] + rng.normal(0, 4, 1000) > 15).astype("int8")
+        table.to_parquet(tmp_path / "flights" / f"{month}.parquet")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(blocks(README, "python")[0], "README.md", "exec"), names)
+    *printed, score = capsys.readouterr().out.splitlines()
+    assert printed
+    assert float(score) > 0.7
+    late = names["late"].compute()
+    assert late.shape == (3000, 2)
+    assert list(tmp_path.iterdir()) == [tmp_path / "flights"]
+
+
+def test_environment_yml_names_the_same_packages():
+    environment = yaml.safe_load((CHECKOUT / "environment.yml").read_text(encoding="utf-8"))
+    *packages, pip = environment["dependencies"]
+    assert environment["name"] == PROJECT["name"]
+    assert environment["channels"][0] == "conda-forge"
+    assert pip == {"pip": ["-e ."]}
+    listed = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, packages)}
+    assert listed.pop("pip") == ""
+    assert listed.pop("python") == PROJECT["requires-python"]
+    assert listed == requirements("test", "dev")
+
+
+def test_the_extras_of_the_readme_exist():
+    sentence = README.split("Extras, as in")[1].split("\n\n")[0]
+    listed = re.findall(r"`(\w+)`", sentence)
+    assert listed == list(PROJECT["optional-dependencies"])
+
+
+def test_the_version_stands_in_one_place():
+    version = re.compile(rf"(?<![\w.=<>~]){re.escape(PROJECT['version'])}(?![\w.])")
+    folders = ["dpipe", "recipes", "benchmarks", "tests"]
+    files = [path for folder in folders for path in (CHECKOUT / folder).rglob("*.py")]
+    files += [
+        CHECKOUT / name for name in ("pyproject.toml", "environment.yml", "README.md", "CONTRIBUTING.md")
+    ]
+    found = [path.name for path in files for _ in version.findall(path.read_text(encoding="utf-8"))]
+    assert found == ["pyproject.toml"]
