@@ -22,6 +22,7 @@ from dpipe.families.expression import (
     needed_fits,
 )
 from dpipe.families.program import Derived, Finish, ProgramPass
+from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
 from dpipe.sizes import format_bytes
 
@@ -43,6 +44,8 @@ class DataShape:
     """Rows of the largest block, where they can only be guessed: of the files behind derived data."""
     hidden_row_nbytes: int = 0
     """Decoded bytes of a row of those files."""
+    whole: bool = False
+    """Whether a block can only be read with all of its columns, as an array's."""
 
     @property
     def n_rows(self) -> int | None:
@@ -105,14 +108,14 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
         number = len(passes) + 1
         if not attempt.collects:
             attempt = _Pass(walk, frozenset(done), started).streamed()
-        step = attempt.made(len(shape.names))
+        step = attempt.made(shape)
         passes.append(step)
         records.append(_record(number, step, attempt, walk, shape, resources, fitted_in, epochs))
         done |= attempt.finished
         fitted_in.update(dict.fromkeys(attempt.finished, number))
         started.update(dict.fromkeys(attempt.started, number))
     plan = _plan(walk, shape, resources, records)
-    return Program(walk, at_once.made(len(shape.names)), tuple(passes), plan)
+    return Program(walk, at_once.made(shape), tuple(passes), plan)
 
 
 class _Pass:
@@ -189,16 +192,16 @@ class _Pass:
             self.collects.append((want, expression))
         return self.collects.index((want, expression))
 
-    def made(self, width: int) -> ProgramPass:
+    def made(self, shape: DataShape) -> ProgramPass:
         """Freeze it, and work out which columns it reads."""
         values = [e for want, e in self.collects if not getattr(want, "of_y", False)]
         if self.learner is not None:
             values.append(self.learner.source)
         needed = [needed_columns(expression) for expression in values]
         columns: tuple[int, ...] | None = None
-        if not any(found is None for found in needed):
+        if not shape.whole and not any(found is None for found in needed):
             columns = tuple(sorted(frozenset().union(*(found for found in needed if found is not None))))
-        if columns == tuple(range(width)):
+        if columns == tuple(range(len(shape.names))):
             columns = None
         return ProgramPass(tuple(self.collects), tuple(self.finishes), columns, self.learner)
 
@@ -208,6 +211,8 @@ def _no_rule(estimator: Any) -> None:
 
 
 def _name(want: Any) -> str:
+    if isinstance(want, Weighted):
+        return f"weighted {_name(want.want)}"
     return want.__name__.lstrip("_") if isinstance(want, type) else "a registered state"
 
 

@@ -76,7 +76,7 @@ def test_building_planning_and_showing_compute_nothing(files, tmp_path):
 
 
 def test_run_equals_the_same_steps_by_hand(files, tmp_path):
-    pipe, (rows, train, test, *_) = build(files, tmp_path / "work", require={"roc_auc": 0.6})
+    pipe, (_, train, test, *_) = build(files, tmp_path / "work", require={"roc_auc": 0.6})
     run = pipe.run(progress=False)
     lengths = [len(train.partitions[i]) for i in range(train.npartitions)]
     whole = train.compute()

@@ -1,6 +1,7 @@
 """Choose where to run: the caller's client, Dask's configured scheduler, or an embedded cluster."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def running(place: Place) -> Iterator[Client | None]:
             memory_limit=0,  # the plan bounds memory; a paused worker would only wait for itself
             dashboard_address="127.0.0.1:0",
             protocol="inproc",
-            silence_logs=40,
+            silence_logs=logging.CRITICAL,  # what a task raises is raised here, too
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

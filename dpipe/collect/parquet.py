@@ -7,6 +7,7 @@ for a pass, and to a pandas frame when Dask does.
 import contextlib
 import glob
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -42,9 +43,9 @@ class ParquetReader:
     """The types that every block is given."""
     dictionaries: tuple[str, ...]
     """String columns, read as dictionary codes."""
-    renamed: tuple[tuple[str, str], ...] = ()
-    """Spellings of column names in some files, and what they stand for."""
     storage_options: dict[str, Any] = field(default_factory=dict)
+    on_corrupt: str = "raise"
+    """Whether to raise or to skip what cannot be read."""
 
     def __call__(self, block: BlockSpec, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read one block for Dask: a pandas frame."""
@@ -65,13 +66,17 @@ class ParquetReader:
                 table = parquet.read_row_groups(
                     block.row_groups, columns=[name for name in found.values() if name], use_threads=False
                 )
+            return self._with_schema(table, found)
         except (OSError, pa.ArrowException, IndexError) as err:
+            what = f"{block.path}: row groups {list(block.row_groups)} cannot be read: {' '.join(str(err).split())}"
+            if self.on_corrupt == "skip":
+                warnings.warn(f"{what} These rows are left out.", stacklevel=2)
+                return pa.schema([self.schema.field(name) for name in wanted]).empty_table()
             raise SourceError(
-                f"{block.path}: row groups {list(block.row_groups)} cannot be read: {err}. The file is corrupt "
-                "or has changed since it was listed; write it again, or leave it out of the source. The other "
-                "files are not affected."
+                f"{what} The file is corrupt or has changed since it was listed. Write it again, leave it out of "
+                "the source, or go on without these rows: read_parquet(..., on_corrupt='skip'). The other files "
+                "are not affected."
             ) from err
-        return self._with_schema(table, found)
 
     def _with_schema(self, table: pa.Table, found: dict[str, str | None]) -> pa.Table:
         arrays = []
@@ -117,6 +122,7 @@ def read_parquet(
     block_nbytes: int | str | None = None,
     memory: int | str | None = None,
     storage_options: dict[str, Any] | None = None,
+    on_corrupt: str = "raise",
 ) -> dd.DataFrame:
     """Open Parquet files as one lazy Dask DataFrame, by reading their footers only.
 
@@ -135,6 +141,9 @@ def read_parquet(
         Choose `block_nbytes` for this memory budget instead.
     storage_options : dict, optional
         For fsspec: credentials and the like.
+    on_corrupt : {"raise", "skip"}, default "raise"
+        What to do with row groups that cannot be read: raise an error that names their file, or leave
+        them out with a warning.
 
     Returns
     -------
@@ -158,6 +167,8 @@ def read_parquet(
     0  1  x
     1  2  y
     """
+    if on_corrupt not in ("raise", "skip"):
+        raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
     options = dict(storage_options or {})
     paths = find_files(source, options, ".parquet")
     with ThreadPoolExecutor(min(16, len(paths))) as pool:
@@ -173,7 +184,7 @@ def read_parquet(
         for block in _blocks_of_file(path, footer.metadata, types, limit)
     ]
     texts = tuple(f.name for f in types if pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
-    reader = ParquetReader(types, texts, storage_options=options)
+    reader = ParquetReader(types, texts, options, on_corrupt)
     return dd.from_map(
         reader,
         blocks,
@@ -240,7 +251,7 @@ def _footer(path: str, storage_options: dict[str, Any]) -> _Footer:
             return _Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
     except (OSError, pa.ArrowException) as err:
         raise SourceError(
-            f"{path} cannot be read as Parquet: {err}. Write it again, or leave it out of the source."
+            f"{path} cannot be read as Parquet: {' '.join(str(err).split())} Write it again, or leave it out of the source."
         ) from err
 
 

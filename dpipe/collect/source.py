@@ -120,6 +120,8 @@ class Source:
     """Rows of the largest block of the files behind a derived frame, whose own blocks are not known."""
     hidden_row_nbytes: int = 0
     """Decoded bytes of a row of those files: functions in between may read all of it."""
+    may_skip: bool = False
+    """Whether blocks that cannot be read are left out, as the caller asked."""
     decoded: str = "pandas"
     """What a block is decoded to: "arrow", "pandas", "numpy" or "memory"."""
 
@@ -134,7 +136,12 @@ class Source:
         return None if any(n is None for n in self.rows) else sum(n for n in self.rows if n is not None)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def sparse(self) -> bool:
+        """Whether X is known to hold sparse matrices."""
+        return bool(sp.issparse(getattr(self.X, "_meta", self.X)))
+
+    @property
+    def names(self) -> tuple[Any, ...]:
         """Columns of X."""
         if self.frame is not None:
             return tuple(self.frame.columns)
@@ -245,12 +252,25 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
         schema = direct[0].reader.schema
         rows = tuple(load.block.n_rows for load in direct)
         widths = {name: row_nbytes(pa.schema([schema.field(name)])) for name in frame}
-        return Source(X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, decoded="arrow")
+        skips = direct[0].reader.on_corrupt == "skip"
+        return Source(
+            X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, may_skip=skips, decoded="arrow"
+        )
     widths = {name: _pandas_width(dtype) for name, dtype in frame.dtypes.items()}
     rows = (None,) * X.npartitions
     block_rows, hidden = _behind(X)
     return Source(
-        X, y, w, frame, frame.shape[1], np.dtype("float64"), rows, widths, block_rows, hidden, "pandas"
+        X,
+        y,
+        w,
+        frame,
+        frame.shape[1],
+        np.dtype("float64"),
+        rows,
+        widths,
+        block_rows,
+        hidden,
+        decoded="pandas",
     )
 
 

@@ -1,7 +1,7 @@
 """Pipeline, ColumnTransformer and FeatureUnion: flattened into single fits, and put together again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,13 @@ from dask.dataframe.utils import meta_nonempty
 from sklearn.base import BaseEstimator, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import has_fit_parameter
 
 from dpipe.blocks.statistics import Nonzeros
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.expression import RAW, Columns, Expression, Output, Stack
-from dpipe.families.registry import Estimator, Fitted, Meta, Way, way_of
+from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Way, Weighted, way_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +47,39 @@ class Walk:
     output: Expression
 
 
-def walk(estimator: Estimator, meta: Meta) -> Walk:
+def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
     """Flatten an estimator into its single fits.
+
+    Weights go to the estimator itself, or to the last step of a pipeline; transformers on the way see
+    every row once. That is what ``pipeline.fit(X, y, last__sample_weight=w)`` does.
 
     Raises
     ------
     UnsupportedEstimatorError
         If a part of it cannot be fitted block by block.
     InputError
-        If a ColumnTransformer selects columns that do not exist.
+        If a ColumnTransformer selects columns that do not exist, or weights have no taker.
     """
     fits: list[Fit] = []
     root, output, _ = _visit(estimator, RAW, meta, type(estimator).__name__, fits)
+    if weighted:
+        last = _taker_of_weights(fits, root)
+        fits[last] = replace(fits[last], wants=tuple(map(_weighted, fits[last].wants)))
     return Walk(tuple(fits), root, output)
+
+
+def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
+    fit = fits[root]
+    while isinstance(fit.estimator, Pipeline) and fit.children[-1] is not None:
+        fit = fits[fit.children[-1]]
+    registered = any(isinstance(want, CustomWant) for want, _ in fit.wants)
+    if not (fit.is_leaf and (registered or has_fit_parameter(fit.estimator, "sample_weight"))):
+        raise InputError(f"{type(fit.estimator).__name__} takes no sample_weight. Leave the weights out.")
+    return fit.index
+
+
+def _weighted(want: tuple[Any, Expression]) -> tuple[Any, Expression]:
+    return want if getattr(want[0], "of_y", False) else (Weighted(want[0]), want[1])
 
 
 def _unused(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
@@ -103,15 +125,14 @@ def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, f
     children: list[int | None] = []
     parts: list[Expression] = []
     for part_name, part in est.transformer_list:
-        if part == "drop":
+        if isinstance(part, str) and part == "drop":
             children.append(None)
-        elif part == "passthrough":
-            children.append(None)
-            parts.append(source)
-        else:
-            child, value, _ = _visit(part, source, meta, f"{name} / {part_name}", fits)
-            children.append(child)
-            parts.append(value)
+            continue
+        if isinstance(part, str) and part == "passthrough":
+            part = FunctionTransformer(feature_names_out="one-to-one")  # as scikit-learn does
+        child, value, _ = _visit(part, source, meta, f"{name} / {part_name}", fits)
+        children.append(child)
+        parts.append(value)
     fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
     fits.append(fit)
     return fit.index, Stack(tuple(parts), fit.index), Meta(n_columns=None)
@@ -167,7 +188,7 @@ def _width(meta: Meta, name: str) -> int:
 def _columns_of(meta: Meta, positions: tuple[int, ...]) -> Meta:
     if meta.frame is not None:
         return Meta(frame=meta.frame.iloc[:, list(positions)])
-    return Meta(n_columns=len(positions), dtype=meta.dtype)
+    return Meta(n_columns=len(positions), dtype=meta.dtype, sparse=meta.sparse)
 
 
 def resolve_columns(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:

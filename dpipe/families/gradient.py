@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -100,13 +100,12 @@ def learning_order(
     if learner.random_state is None:
         return np.random.default_rng(_seed(position)).permutation(n_rows)
     if isinstance(learner.random_state, int | np.integer) and n_rows in repeated:
-        cls: Hashable = type(learner)
-        return _visiting_order(cls, n_rows, int(learner.random_state))
+        return _visiting_order(type(learner).__name__, n_rows, int(learner.random_state))
     return None
 
 
 @functools.lru_cache(maxsize=16)
-def _visiting_order(cls: Any, n_rows: int, random_state: int) -> np.ndarray:
+def _visiting_order(name: str, n_rows: int, random_state: int) -> np.ndarray:
     """Find the order of scikit-learn's own shuffle, by watching a learner.
 
     Each row gets a feature of its own, and the step size falls with the time of the visit: what was
@@ -114,8 +113,9 @@ def _visiting_order(cls: Any, n_rows: int, random_state: int) -> np.ndarray:
     """
     each = np.arange(n_rows, dtype=np.int32)
     X = sp.csr_matrix((np.ones(n_rows), each, np.arange(n_rows + 1, dtype=np.int32)), shape=(n_rows, n_rows))
-    watched = cls(
-        loss="hinge" if issubclass(cls, SGDClassifier) else "squared_error",
+    classifies = name == SGDClassifier.__name__
+    watched = (SGDClassifier if classifies else SGDRegressor)(
+        loss="hinge" if classifies else "squared_error",
         penalty=None,
         learning_rate="invscaling",
         eta0=1.0,
@@ -123,7 +123,7 @@ def _visiting_order(cls: Any, n_rows: int, random_state: int) -> np.ndarray:
         fit_intercept=False,
         random_state=random_state,
     )
-    if issubclass(cls, SGDClassifier):
+    if classifies:
         watched.partial_fit(X, each % 2, classes=[0, 1])
     else:
         watched.partial_fit(X, np.ones(n_rows))

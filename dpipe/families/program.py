@@ -23,7 +23,7 @@ from dpipe.families.expression import (
     evaluate_for_learner,
     narrowed,
 )
-from dpipe.families.registry import Estimator, Fitted, Meta
+from dpipe.families.registry import Estimator, Fitted, Meta, Weighted
 from dpipe.run import PassState, states_of
 
 
@@ -84,7 +84,7 @@ class Collector:
             else:
                 local = narrowed(expression, position_of) if position_of else expression
                 value = evaluate(local, rows.X, known.fitted, memo)
-            found.append(want.of(value, rows.y, rows.w))
+            found.append(want.of(value, rows.y, rows.w if isinstance(want, Weighted) else None))
         return tuple(found)
 
 

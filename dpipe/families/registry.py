@@ -55,6 +55,17 @@ class Derivation:
     """What it says in a plan."""
 
 
+@dataclass(frozen=True)
+class Weighted:
+    """A statistic that is given the weights of the rows; any other sees every row once."""
+
+    want: Any
+
+    def of(self, X: Block, y: Any, w: Any) -> Any:
+        """Read one block."""
+        return self.want.of(X, y, w)
+
+
 def _nothing(estimator: Estimator) -> tuple[Any, ...]:
     return ()
 
@@ -165,7 +176,7 @@ def registered() -> dict[type, Way]:
 
 
 @dataclass(frozen=True, eq=False)
-class _CustomWant:
+class CustomWant:
     """A third party's update and merge, as a statistic; one of its own for each estimator."""
 
     estimator: Estimator
@@ -173,6 +184,7 @@ class _CustomWant:
     join: Callable[[Any, Any], Any]
 
     def of(self, X: Block, y: Any, w: Any = None) -> Statistic:
+        """Read one block."""
         return Custom(self.update(self.estimator, to_matrix(X), y, w), self.join)
 
 
@@ -220,7 +232,7 @@ def register(
         raise InputError(f"register takes an estimator class, got {cls!r}. Pass the class, not an instance.")
 
     def wants(estimator: Estimator) -> tuple[Any, ...]:
-        return (_CustomWant(estimator, update, merge),)
+        return (CustomWant(estimator, update, merge),)
 
     def finished(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
         return finish(clone(estimator), stats[0].state)

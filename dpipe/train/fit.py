@@ -1,6 +1,7 @@
 """`fit` and `plan`: an unfitted scikit-learn estimator and lazy data, in the fewest passes."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dpipe.blocks.rows import Tally
 from dpipe.blocks.statistics import LabelCounts
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.source import Source, open_source, source_name
-from dpipe.errors import InputError, MemoryLimitError
+from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
 from dpipe.families.compose import Walk, walk
 from dpipe.families.program import (
@@ -74,7 +75,8 @@ def prepare(
         )
     budget = None if memory is None else parse_bytes(memory)
     source = open_source(X, y, sample_weight)
-    tree = walk(estimator, Meta(frame=source.frame, n_columns=source.n_columns, dtype=source.dtype))
+    meta = Meta(source.frame, source.n_columns, source.dtype, source.sparse)
+    tree = walk(estimator, meta, weighted=source.w is not None)
     _check_target(tree, source)
     place = find_place(client, budget, source.n_blocks, workers)
     program, place = _fitting_program(tree, _shape(source), place, int(epochs))
@@ -96,13 +98,14 @@ def _shape(source: Source) -> DataShape:
     targets = 8 * ((source.y is not None) + (source.w is not None))
     return DataShape(
         source_name(source),
-        source.names,
+        tuple(map(str, source.names)),
         source.rows,
         tuple(source.row_nbytes.values()),
         targets,
         overhead,
         source.likely_block_rows,
         source.hidden_row_nbytes,
+        whole=source.frame is None,
     )
 
 
@@ -185,7 +188,20 @@ def run_fit(
     with running(prepared.place) as client, listening(listener, client):
         started(client)
         known = compute(Delayed(known_key, graph.tasks), client)
+    _check_rows(prepared, known.tallies)
     return _estimator_of(known, prepared.program.walk.root), known.tallies
+
+
+def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
+    """Compare the rows that each pass has read with those that the source said it has."""
+    expected = prepared.source.n_rows
+    for step, tally in zip(prepared.plan.passes, tallies, strict=True):
+        if expected is None or tally.rows == expected * step.epochs:
+            continue
+        said = f"pass {step.number} read {tally.rows:,} rows of {expected * step.epochs:,}"
+        if not prepared.source.may_skip:
+            raise DpipeError(f"{said}. Files changed during the run, or a block was lost; run it again.")
+        warnings.warn(f"{said}: what could not be read was left out.", stacklevel=3)
 
 
 def _ignore(_: Any) -> None:
