@@ -24,9 +24,11 @@ import psutil
 from benchmarks.made_table import FILES, TEST_FILES, made_table
 
 CONTENDERS = (
+    "dpipe_fit --no-processes",
     "dpipe_fit",
     "polars_streaming",
-    "polars_streaming --permuted",
+    "polars_streaming --ahead",
+    "polars_streaming --ahead --permuted",
     "by_hand",
     "sklearn_in_memory",
 )

@@ -13,6 +13,7 @@ from typing import Any
 from dask.task_spec import DataNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
+from dpipe.blocks.heap import trim
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.table import n_rows
 from dpipe.collect.source import Graph, Load, Source
@@ -113,6 +114,8 @@ def _scan_block(
     rows = load(dict(zip(load.needs, inputs, strict=True)))
     states = collect(rows, known) if n_rows(rows.X) else None
     tally = Tally.of(rows, started)
+    del rows
+    trim(tally.nbytes)
     emit({"pass": name, "block": i, "n_blocks": n, "rows": tally.rows, "nbytes": tally.nbytes})
     return PassState(states, tally)
 
@@ -203,7 +206,10 @@ def _prepare_block(
     started = time.time()
     rows = load(dict(zip(load.needs, inputs, strict=True)))
     prepared = prepare(rows, known, position) if n_rows(rows.X) else None
-    return prepared, Tally.of(rows, started)
+    tally = Tally.of(rows, started)
+    del rows
+    trim(tally.nbytes)
+    return prepared, tally
 
 
 def _learn_block(

@@ -118,8 +118,7 @@ def assert_same(ours, theirs, rtol=1e-9, path="result"):
     elif callable(theirs) or isinstance(theirs, int | str | slice | type(None) | np.generic):
         assert _callable_key(ours) == _callable_key(theirs), f"{path}: {ours!r} instead of {theirs!r}"
     else:
-        state, expected = getattr(ours, "__dict__", None), getattr(theirs, "__dict__", None)
-        assert expected is not None, f"{path}: no comparison for {type(theirs)}"
+        state, expected = (getattr(v, "__dict__", None) or v.__reduce__()[1:] for v in (ours, theirs))
         assert_same(state, expected, rtol, path)
 
 

@@ -2,7 +2,7 @@
 
 Two passes over the files. The first finds means, standard deviations and categories, a few files at a
 time, one thread each. The second writes the values and the dictionary codes of each file straight into
-a sparse matrix, in a thread that stays one file ahead of the classifier.
+a sparse matrix. With `--ahead` a thread stays one file ahead of the classifier.
 """
 
 import os

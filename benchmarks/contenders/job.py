@@ -28,6 +28,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from benchmarks.made_table import CATEGORICAL, NUMERIC, TEST_FILES
 
+AHEAD = "prepare the next file in a thread, while the classifier learns from this one"
 PERMUTED = "shuffle rows ahead of the classifier: it then reads memory in order, which is most of its time"
 CLASSES = np.array([0, 1], dtype=np.int8)
 
@@ -71,6 +72,8 @@ class Job:
         The files to fit on and the files to score on, in order.
     clock : Clock
         Started already.
+    ahead : bool
+        Prepare the next file in a thread, while the classifier learns from this one.
     permuted : bool
         Shuffle the rows of a file while it is prepared, instead of leaving it to the classifier.
     """
@@ -78,6 +81,7 @@ class Job:
     train: list[Path]
     test: list[Path]
     clock: Clock
+    ahead: bool = False
     permuted: bool = False
 
 
@@ -128,8 +132,10 @@ def fit_and_score(prepare: Callable[[Path], Block], job: Job) -> float:
         return X[order], y[order]
 
     labels, scores = [], []
-    for index, (X, y) in enumerate(read_ahead(prepare_in_order, [*job.train, *job.test])):
-        job.clock.lap("wait")
+    paths = [*job.train, *job.test]
+    blocks = read_ahead(prepare_in_order, paths) if job.ahead else map(prepare_in_order, paths)
+    for index, (X, y) in enumerate(blocks):
+        job.clock.lap("wait" if job.ahead else "prepare")
         if index < len(job.train):
             model.partial_fit(X, y, classes=CLASSES)
             job.clock.lap("learn")
@@ -147,6 +153,7 @@ def main(run: Callable[[Job], float], *, can_permute: bool = False) -> None:
     parser = ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("folder", type=Path)
     if can_permute:
+        parser.add_argument("--ahead", action="store_true", help=AHEAD)
         parser.add_argument("--permuted", action="store_true", help=PERMUTED)
     options = vars(parser.parse_args())
     train, test = train_and_test(options.pop("folder"))

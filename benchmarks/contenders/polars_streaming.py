@@ -2,7 +2,7 @@
 
 Two passes over the files. The first is one streaming query per statistic, all of them collected together.
 The second is one streaming query per file, which imputes, scales and encodes; its result is laid out in
-rows as a sparse matrix, in a thread that stays one file ahead of the classifier.
+rows as a sparse matrix. With `--ahead` a thread stays one file ahead of the classifier.
 """
 
 from dataclasses import dataclass

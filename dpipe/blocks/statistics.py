@@ -109,16 +109,22 @@ def _column_moments(column: np.ndarray, w: np.ndarray | None) -> tuple[int, floa
     observed = len(values)
     if observed == 0:
         return 0, 0.0, 0.0, 0.0
-    if w is None:
-        mean = float(values.sum()) / observed
+    weights = None if w is None else np.asarray(w, dtype=np.float64)
+    if weights is not None and missing.any():
+        weights = weights[~missing]
+    total = float(observed) if weights is None else float(weights.sum())
+    if total == 0:
+        return observed, 0.0, 0.0, 0.0
+    first = values[0]
+    if values[-1] == first and (values == first).all():
+        # the rounding of a sum would give it a spread, which one more scaler would blow up to one
+        return observed, total, float(first), 0.0
+    if weights is None:
+        mean = float(values.sum()) / total
         values -= mean
         correction = float(values.sum())
         np.square(values, out=values)
-        return observed, float(observed), mean, float(values.sum()) - correction**2 / observed
-    weights = np.asarray(w, dtype=np.float64)[~missing] if missing.any() else np.asarray(w, dtype=np.float64)
-    total = float(weights.sum())
-    if total == 0:
-        return observed, 0.0, 0.0, 0.0
+        return observed, total, mean, float(values.sum()) - correction**2 / total
     mean = float((values * weights).sum()) / total
     return observed, total, mean, float((weights * (values - mean) ** 2).sum())
 

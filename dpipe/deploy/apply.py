@@ -198,7 +198,7 @@ def _check_shape(fitted: Estimator, X: Any) -> None:
 
 def _held(applier: Applier) -> Delayed:
     """Put the model into the graph as one value, which travels to each worker once."""
-    key = f"model-{tokenize(applier.fitted, applier.method, applier.columns)}"
+    key = f"model-{tokenize(applier.fitted, applier.method, applier.columns, applier.meta)}"
     return Delayed(key, {key: DataNode(key, applier)})
 
 

@@ -19,10 +19,10 @@ from distributed import Client
 from sklearn.base import is_classifier
 
 from dpipe.cluster.local import Place, compute, find_place, running
-from dpipe.collect.parquet import find_files, row_nbytes
+from dpipe.collect.parquet import row_nbytes
 from dpipe.deploy.apply import check_present
 from dpipe.deploy.bundle import Bundle, load
-from dpipe.deploy.files import Input, inspected, made_destination, only_writer
+from dpipe.deploy.files import Input, inspected, listed, made_destination, only_writer
 from dpipe.deploy.results import check_applicable, empty_result
 from dpipe.deploy.score_file import (
     PASS,
@@ -73,6 +73,10 @@ class ScoringError(SourceError):
     def __init__(self, message: str, result: BatchResult) -> None:
         super().__init__(message)
         self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the result when the error travels between processes."""
+        return type(self), (str(self), self.result)
 
 
 def score_files(
@@ -145,17 +149,18 @@ def score_files(
     check_applicable(bundle.model, method)
     if isinstance(keep, str):
         raise InputError(f"keep must be a sequence of names. Pass keep=[{keep!r}].")
-    sources = list(dict.fromkeys(find_files(source, {}, ".parquet")))
+    keep = tuple(dict.fromkeys(keep))
+    sources = listed(source)
     folder = made_destination(destination, source, sources)
     with only_writer(folder):
-        made_from = {"model": bundle.sha256, "method": method, "keep": list(keep), "format": 1}
+        made_from = {"model": bundle.sha256, "method": method, "keep": keep, "format": 1}
         inputs = inspected(sources, folder, made_from)
         todo = [item for item in inputs if item.done_rows is None and not item.error]
         outcomes = {item.source: FileOutcome(item.source, error=item.error) for item in inputs if item.error}
         if todo:
             budget = None if memory is None else parse_bytes(memory)
             place, limit = _resources(find_place(client, budget, len(todo), workers), block_nbytes)
-            scoring, jobs = _prepared(bundle, method, tuple(keep), todo, limit)
+            scoring, jobs = _prepared(bundle, method, keep, todo, limit)
             for outcome in _run(scoring, jobs, place, listener or _ignore, started or _ignore):
                 outcomes[outcome.source] = outcome
     return _result(inputs, outcomes, folder)
@@ -282,10 +287,10 @@ def _result(inputs: Sequence[Input], outcomes: dict[str, FileOutcome], folder: P
     paths = tuple(item.destination for item in done)
     result = BatchResult(len(done), n_rows, len(skipped), tuple(outcome.source for outcome in failed), paths)
     if failed:
-        told = "; ".join(f"{outcome.source}: {outcome.error}" for outcome in failed[:5])
+        reasons = "; ".join(f"{outcome.source}: {outcome.error}" for outcome in failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise ScoringError(
-            f"{len(failed)} of {len(inputs)} files could not be scored: {told}{more}. The other {len(done)} "
+            f"{len(failed)} of {len(inputs)} files could not be scored: {reasons}{more}. The other {len(done)} "
             f"are in {folder}. Repair or leave out what failed, and run this again: finished files stay.",
             result,
         )

@@ -156,6 +156,11 @@ def write_bundle(
         If the model is not fitted, or lacks the method.
     BundleError
         If skops cannot keep the model, or `folder` cannot be written or holds something else.
+
+    Notes
+    -----
+    A folder cannot be exchanged for another in one step: for the moment between two renames, there is no
+    bundle. The old one then lies beside it, as ``.<name>.<some digits>.old``, and is deleted after.
     """
     folder = Path(folder)
     check_applicable(model, method)

@@ -16,7 +16,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.deploy.score_file import FINGERPRINT, open_file
+from dpipe.collect.parquet import find_files
+from dpipe.deploy.score_file import FINGERPRINT, open_file, told
 from dpipe.errors import InputError
 
 
@@ -36,6 +37,18 @@ class Input:
     """Why the footer cannot be read; empty if it can."""
 
 
+def listed(source: Any) -> list[str]:
+    """List the input files, once each, by paths that mean the same on every worker.
+
+    Raises
+    ------
+    SourceError
+        If nothing matches.
+    """
+    found = find_files(source, {}, ".parquet")
+    return list(dict.fromkeys(path if "://" in path else os.path.abspath(path) for path in found))
+
+
 def made_destination(destination: str | os.PathLike[str], source: Any, sources: Sequence[str]) -> Path:
     """Make the folder of the outputs.
 
@@ -44,7 +57,7 @@ def made_destination(destination: str | os.PathLike[str], source: Any, sources: 
     InputError
         If it cannot be written, or if it and the source lie in each other.
     """
-    folder = Path(destination).expanduser()
+    folder = Path(destination).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
@@ -118,7 +131,7 @@ def inspected(sources: Sequence[str], folder: Path, made_from: Mapping[str, Any]
         try:
             fingerprint = json.dumps({"source": _identity(source), **made_from}, sort_keys=True)
         except OSError as err:
-            found.append(Input(source, path, "", error=f"{type(err).__name__}: {err}"))
+            found.append(Input(source, path, "", error=told(err)))
             continue
         found.append(Input(source, path, fingerprint, _done_rows(path, fingerprint)))
     with ThreadPoolExecutor(min(16, len(found))) as pool:
@@ -158,7 +171,7 @@ def _identity(source: str) -> list[Any]:
         stamps = [info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified")]
         return [source, info.get("size"), str(next((stamp for stamp in stamps if stamp), None))]
     status = os.stat(source)
-    return [os.path.abspath(source), status.st_size, status.st_mtime_ns]
+    return [source, status.st_size, status.st_mtime_ns]
 
 
 def _done_rows(path: Path, fingerprint: str) -> int | None:
@@ -184,6 +197,6 @@ def _with_footer(item: Input) -> Input:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as err:
-        return replace(item, error=f"{type(err).__name__}: {err}")
+        return replace(item, error=told(err))
     groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return replace(item, schema=schema, row_groups=groups)

@@ -6,7 +6,6 @@ memory that a task takes depends on the batch only, never on the file.
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +78,11 @@ def open_file(path: str) -> Any:
     return fsspec.open(path, "rb").open() if "://" in path else open(path, "rb")
 
 
+def told(err: Exception) -> str:
+    """Write an error on one line."""
+    return f"{type(err).__name__}: {' '.join(str(err).split())}"
+
+
 def spelled(names: Sequence[str], present: Sequence[str]) -> dict[str, str]:
     """Find columns in a file: as written, or else by a spelling that differs in case only.
 
@@ -136,7 +140,7 @@ def score_file(scoring: Scoring, job: FileJob) -> FileOutcome:
     try:
         return FileOutcome(job.source, _scored(scoring, job))
     except Exception as err:
-        return FileOutcome(job.source, error=f"{type(err).__name__}: {err}")
+        return FileOutcome(job.source, error=told(err))
 
 
 def _scored(scoring: Scoring, job: FileJob) -> int:
@@ -164,14 +168,13 @@ def _write(scoring: Scoring, job: FileJob, file: Any, path: Path) -> int:
     )
     kept = [pa.field(name, plain_type(present.field(names[name]).type)) for name in scoring.keep]
     schema = pa.schema([*kept, *scoring.predictions], metadata={FINGERPRINT: job.fingerprint})
-    n_rows, started = 0, time.time()
+    n_rows = 0
     with pq.ParquetWriter(path, schema) as writer:
         for number, table in enumerate(_batches(parquet, names, scoring.batch_rows), start=job.first_batch):
             columns = [_cast(table[names[item.name]], item.type) for item in kept]
             writer.write_table(pa.table([*columns, *_predicted(scoring, table, names)], schema=schema))
             n_rows += table.num_rows
-            emit(_event(scoring, number, table, started))
-            started = time.time()
+            emit(_event(scoring, number, table))
     if n_rows != metadata.num_rows:
         raise DpipeError(f"{n_rows:,} rows came out for {metadata.num_rows:,} rows that went in")
     return n_rows
@@ -217,12 +220,11 @@ def _arrow(column: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.array(np.ascontiguousarray(column), type=kind)
 
 
-def _event(scoring: Scoring, number: int, table: pa.Table, started: float) -> dict[str, Any]:
+def _event(scoring: Scoring, number: int, table: pa.Table) -> dict[str, Any]:
     return {
         "pass": PASS,
         "block": number,
         "n_blocks": scoring.n_batches,
         "rows": table.num_rows,
         "nbytes": nbytes(table),
-        "seconds": time.time() - started,
     }

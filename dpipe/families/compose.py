@@ -150,7 +150,7 @@ def _visit_columns(
     sparse: list[int] = []
     wants: list[tuple[Any, Expression]] = []
     taken: set[int] = set()
-    chosen = [(n, t, resolve_columns(c, meta, f"{name} / {n}")) for n, t, c in est.transformers]
+    chosen = [(n, t, _selected(c, meta, f"{name} / {n}")) for n, t, c in est.transformers]
     for _, _, positions in chosen:
         taken.update(positions)
     rest = tuple(j for j in range(_width(meta, name)) if j not in taken)
@@ -189,6 +189,12 @@ def _columns_of(meta: Meta, positions: tuple[int, ...]) -> Meta:
     if meta.frame is not None:
         return Meta(frame=meta.frame.iloc[:, list(positions)])
     return Meta(n_columns=len(positions), dtype=meta.dtype, sparse=meta.sparse)
+
+
+def _selected(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
+    if isinstance(columns, str | int | np.integer) and not isinstance(columns, bool):
+        raise InputError(f"{where}: {columns!r} selects a series, but columns are needed. Write [{columns!r}].")
+    return resolve_columns(columns, meta, where)
 
 
 def resolve_columns(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
@@ -302,18 +308,18 @@ def _finish_columns(fit: Fit, children: Sequence[Fitted | None], stats: Sequence
     outer.transformers = clone(fit.estimator).transformers
     outer.remainder = clone(fit.estimator).remainder
     _restore_remainder(outer)
-    sparse_children = [children[j] for j in fit.sparse_children]
-    outer.sparse_output_ = bool(stats) and _density(outer, sparse_children, stats) < outer.sparse_threshold
+    names = [*(name for name, _, _ in outer.transformers), "remainder"]
+    outer.sparse_output_ = _density(outer, [names[j] for j in fit.sparse_children], stats) < outer.sparse_threshold
     return outer
 
 
-def _density(
-    outer: ColumnTransformer, sparse_children: Sequence[Fitted | None], stats: Sequence[Nonzeros]
-) -> float:
+def _density(outer: ColumnTransformer, sparse_parts: Sequence[str], stats: Sequence[Nonzeros]) -> float:
     """The share of entries that scikit-learn would have stored: all of a dense part, some of a sparse one."""
-    width = max(indices.stop for indices in outer.output_indices_.values())
-    sparse_width = sum(n_outputs(child.estimator) for child in sparse_children if child)
-    dense = stats[0].n_rows * (width - sparse_width)
+    if not stats:
+        return float("inf")  # never sparse without a sparse part
+    width_of = {name: indices.stop - indices.start for name, indices in outer.output_indices_.items()}
+    width = sum(width_of.values())
+    dense = stats[0].n_rows * (width - sum(width_of[name] for name in sparse_parts))
     return (dense + sum(found.stored for found in stats)) / (stats[0].n_rows * width)
 
 

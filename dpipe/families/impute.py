@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 
-from dpipe.blocks.statistics import Extremes, Moments, Observed, ValueCounts
+from dpipe.blocks.statistics import Extremes, Moments, Nonzeros, Observed, ValueCounts
 from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers, to_pandas
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import stand_in
-from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
+from dpipe.families.registry import Derivation, Estimator, Meta, Way, add, refuse_infinite, unchanged
 
 
 def _check(estimator: Estimator) -> None:
@@ -48,6 +48,7 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     if estimator.strategy == "mean":
         moments: Moments = stats[0]
         _refuse_empty(estimator, meta, moments.observed)
+        refuse_infinite(estimator, meta, moments.mean)
         width = len(moments.mean)
         fitted = stand_in.fitted_on_zeros(estimator, meta, width, moments.dtype, sparse=moments.sparse)
         fitted.statistics_ = moments.mean.astype(fitted.statistics_.dtype)
@@ -190,7 +191,7 @@ def _imputed_counts(fitted: Estimator, counts: ValueCounts) -> ValueCounts:
 
 def _output(estimator: Estimator, meta: Meta) -> Meta:
     if meta.frame is None:
-        return Meta(n_columns=meta.n_columns, dtype=meta.dtype)
+        return Meta(n_columns=meta.n_columns, dtype=meta.dtype, sparse=meta.sparse)
     text = estimator.strategy != "mean" and not all(
         pd.api.types.is_numeric_dtype(dtype) for dtype in meta.frame.dtypes
     )
@@ -209,6 +210,10 @@ def _counts_rule(estimator: Estimator) -> Derivation | None:
     return Derivation(ValueCounts, _imputed_counts, "imputed values add a known count at a known value")
 
 
+def _nonzeros_rule(estimator: Estimator) -> Derivation | None:
+    return Derivation(Nonzeros, unchanged, "imputing keeps what is stored")
+
+
 add(
     SimpleImputer,
     Way(
@@ -216,7 +221,12 @@ add(
         _finish,
         _wants,
         _transform,
-        {Moments: _moments_rule, Extremes: _extremes_rule, ValueCounts: _counts_rule},
+        {
+            Moments: _moments_rule,
+            Extremes: _extremes_rule,
+            ValueCounts: _counts_rule,
+            Nonzeros: _nonzeros_rule,
+        },
         _check,
         _output,
         exact="1e-9 relative (mean), exact (others)",

@@ -30,6 +30,14 @@ class Meta:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("float64"))
     sparse: bool = False
 
+    def refuse(self, columns: np.ndarray, what: str) -> None:
+        """Raise if any column is marked; `columns` is boolean, of shape (n_columns,)."""
+        marked = np.flatnonzero(columns)
+        if len(marked):
+            names = self.names or tuple(f"x{j}" for j in range(len(columns)))
+            listed = ", ".join(repr(names[j]) for j in marked)
+            raise InputError(f"{listed}: {what}")
+
     @property
     def width(self) -> int | None:
         """Number of columns, if it is known."""
@@ -66,6 +74,11 @@ class Weighted:
         return self.want.of(X, y, w)
 
 
+def unchanged(estimator: Estimator, statistic: Any) -> Any:
+    """Derive a statistic that a transformer leaves as it is."""
+    return statistic
+
+
 def _nothing(estimator: Estimator) -> tuple[Any, ...]:
     return ()
 
@@ -75,7 +88,7 @@ def _accept(estimator: Estimator) -> None:
 
 
 def _matrix_of_same_width(estimator: Estimator, meta: Meta) -> Meta:
-    return Meta(n_columns=meta.width, dtype=meta.dtype)
+    return Meta(n_columns=meta.width, dtype=meta.dtype, sparse=meta.sparse)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,23 @@ _SUBSTITUTES = {
     "IterativeImputer": "SimpleImputer",
     "KNNImputer": "SimpleImputer",
 }
+
+
+def refuse_infinite(estimator: Estimator, meta: Meta, values: np.ndarray) -> None:
+    """Refuse columns that hold infinity, as scikit-learn does.
+
+    Raises
+    ------
+    InputError
+        If one of the values, one a column, is infinite or could not be computed.
+    """
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        names = meta.names or tuple(f"x{j}" for j in range(len(values)))
+        raise InputError(
+            f"{type(estimator).__name__}: infinity in {', '.join(repr(names[j]) for j in bad)}, or numbers too large "
+            "for float64. Replace them: X.replace([np.inf, -np.inf], np.nan)."
+        )
 
 
 def add(cls: type, way: Way) -> None:

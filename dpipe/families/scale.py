@@ -7,15 +7,19 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from dpipe.blocks.statistics import Extremes, Moments
+from dpipe.blocks.statistics import Extremes, Moments, Nonzeros
 from dpipe.blocks.table import Block, owned_numbers
 from dpipe.errors import InputError
 from dpipe.families import stand_in
-from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
+from dpipe.families.registry import Derivation, Estimator, Meta, Way, add, refuse_infinite, unchanged
+
+
+_INFINITE = "there is an infinite value. Replace infinity with NaN or a bound first."
 
 
 def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     moments: Moments = stats[0]
+    refuse_infinite(estimator, meta, moments.mean)
     fitted = stand_in.fitted_on_zeros(
         estimator, meta, len(moments.mean), moments.dtype, sparse=moments.sparse, weighted=moments.weighted
     )
@@ -65,6 +69,7 @@ def _check_minmax(estimator: Estimator) -> None:
 def _finish_minmax(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     extremes: Extremes = stats[0]
     low, high = extremes.low, extremes.high
+    meta.refuse(np.isinf(low) | np.isinf(high), _INFINITE)
     fitted = stand_in.fitted_on_zeros(estimator, meta, len(low), low.dtype)
     bottom, top = (low.dtype.type(bound) for bound in fitted.feature_range)
     span = high - low
@@ -141,7 +146,11 @@ def _scaled_extremes(estimator: Estimator) -> Derivation | None:
     return Derivation(Extremes, _extremes_of_minmax, "scaling keeps the order of values")
 
 
-_DERIVE = {Moments: _scaled_moments, Extremes: _scaled_extremes}
+def _scaled_nonzeros(estimator: Estimator) -> Derivation | None:
+    return Derivation(Nonzeros, unchanged, "scaling keeps what is stored")
+
+
+_DERIVE = {Moments: _scaled_moments, Extremes: _scaled_extremes, Nonzeros: _scaled_nonzeros}
 
 add(
     StandardScaler,

@@ -93,8 +93,6 @@ def _check_target(tree: Walk, source: Source) -> None:
 
 
 def _shape(source: Source) -> DataShape:
-    # Arrow decodes beside the compressed bytes; pandas holds a second copy while it is made
-    overhead = {"arrow": 2.0, "pandas": 3.0, "numpy": 2.0, "memory": 1.0}[source.decoded]
     targets = 8 * ((source.y is not None) + (source.w is not None))
     return DataShape(
         source_name(source),
@@ -102,7 +100,7 @@ def _shape(source: Source) -> DataShape:
         source.rows,
         tuple(source.row_nbytes.values()),
         targets,
-        overhead,
+        source.overhead,
         source.likely_block_rows,
         source.hidden_row_nbytes,
         whole=source.frame is None,
@@ -130,9 +128,8 @@ def _window(place: Place) -> int:
 def build(prepared: Prepared) -> tuple[GraphBuilder, Any]:
     """Build the graph of all passes, and the key of the last `Known`."""
     source, program = prepared.source, prepared.program
-    token = graph_token(
-        repr(program.walk.fits[program.walk.root].estimator), source.X, source.y, prepared.epochs
-    )
+    estimator = program.walk.fits[program.walk.root].estimator
+    token = graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
     graph = GraphBuilder(token)
     known = graph.add("start", finish_pass, program.at_once, Known(), None)
     for number, step in enumerate(program.passes, start=1):

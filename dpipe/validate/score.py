@@ -305,13 +305,12 @@ def _projected(
         return None
     widths = tuple(source.row_nbytes.values())
     read = sum(widths if columns is None else (widths[j] for j in columns))
-    # decoding holds a second copy, pandas a third; transforming holds the parts and their stack
-    decoding = {"arrow": 2.0, "pandas": 3.0, "numpy": 2.0, "memory": 1.0}[source.decoded]
+    # transforming holds the parts and their stack
     n_columns = len(widths) if columns is None else len(columns)
     matrix = 2 * 12 * n_columns if _gives_sparse(fitted) else 2 * 8 * _final_width(fitted, n_columns)
     answers = 8 * (6 + 2 * len(getattr(fitted, "classes_", ())))
     block_rows = max((n or 0 for n in source.rows), default=0)
-    block_nbytes = block_rows * (read * decoding + matrix + answers)
+    block_nbytes = block_rows * (read * source.overhead + matrix + answers)
     walked = 64 * min(source.n_rows, WALK_ROWS) if ranked else 0
     held = 8 * source.n_rows if ranked and scratch is None else 0
     return int(place.reserved + max(place.threads * block_nbytes, walked) + held)

@@ -1,0 +1,179 @@
+"""Passes as graphs: the same bits whatever ran them, one read a block, bounded windows, laziness."""
+
+import time
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from dask.delayed import Delayed
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import dpipe
+from dpipe.collect.source import open_source
+from dpipe.errors import InputError
+from dpipe.run import GraphBuilder, add_stream
+from tests.helpers import raise_if_computes
+
+NUMBERS = ["a", "b"]
+
+
+def table(n=1000):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(n, 2)), columns=NUMBERS)
+    frame.loc[rng.random(n) < 0.1, "a"] = np.nan
+    frame["s"] = rng.choice(["u", "v", "w"], size=n)
+    frame["y"] = (frame["b"] + rng.normal(size=n) > 0).astype(int)
+    return frame
+
+
+def model():
+    numeric = make_pipeline(SimpleImputer(), StandardScaler())
+    columns = make_column_transformer((numeric, NUMBERS), (OneHotEncoder(handle_unknown="ignore"), ["s"]))
+    return make_pipeline(columns, SGDClassifier(loss="log_loss", random_state=0))
+
+
+def bits(fitted):
+    columns, learner = fitted
+    scaler = columns.named_transformers_["pipeline"][-1]
+    return b"".join(
+        values.tobytes() for values in (scaler.mean_, scaler.var_, learner.coef_, learner.intercept_)
+    )
+
+
+class CountingReader:
+    """Reads made blocks, and counts how often."""
+
+    def __init__(self, blocks, pause=0.0):
+        self.blocks, self.pause, self.reads = blocks, pause, []
+
+    def __call__(self, i, columns=None):
+        self.reads.append(i)
+        # an order of completion that differs from the order of the blocks
+        time.sleep(self.pause * ((7 * i) % 5))
+        return self.blocks[i] if columns is None else self.blocks[i][columns]
+
+    def __dask_tokenize__(self):
+        return "counting", id(self)
+
+
+def counted(frame, n_blocks, pause=0.0):
+    reader = CountingReader(np.array_split(frame, n_blocks), pause)
+    return reader, dd.from_map(reader, range(n_blocks), meta=frame.iloc[:0])
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with dask.config.set(scheduler="synchronous"):
+        _, frame = counted(table(), 12)
+        return bits(dpipe.fit(model(), frame.drop(columns="y"), frame["y"]))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (1, 2), (1, 4), (2, 1)])
+def test_threads_give_the_same_bits_in_any_order_of_completion(expected, workers, threads):
+    _, frame = counted(table(), 12, pause=0.002)
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=threads, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        fitted = dpipe.fit(model(), frame.drop(columns="y"), frame["y"], client=client)
+    assert bits(fitted) == expected
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_give_the_same_bits(expected, workers):
+    frame = dd.concat([dd.from_pandas(part, npartitions=1) for part in np.array_split(table(), 12)])
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        fitted = dpipe.fit(model(), frame.drop(columns="y"), frame["y"], client=client)
+    assert bits(fitted) == expected
+
+
+@pytest.mark.cluster
+def test_the_embedded_cluster_gives_the_same_bits(expected):
+    _, frame = counted(table(), 12)
+    assert bits(dpipe.fit(model(), frame.drop(columns="y"), frame["y"])) == expected
+
+
+def test_each_pass_reads_each_block_once_for_x_and_y_together():
+    reader, frame = counted(table(), 10)
+    dpipe.fit(make_pipeline(StandardScaler(), LinearRegression()), frame[NUMBERS].fillna(0), frame["y"])
+    assert sorted(reader.reads) == sorted(list(range(10)) * 2)
+
+
+def test_a_stream_keeps_its_window():
+    ready, learned, ahead = [], [], []
+
+    def prepare(rows, known, position):
+        ready.append(position)
+        ahead.append(len(ready) - len(learned))
+        return rows
+
+    def learn(learner, rows, position):
+        learned.append(position)
+        time.sleep(0.005)
+        return learner
+
+    source = open_source(da.ones((240, 2), chunks=(10, 2)))
+    graph = GraphBuilder("window")
+    known = graph.add("known", int)
+    key = add_stream(
+        graph, source, None, prepare, lambda known: 0, learn, known, name="pass", epochs=2, window=3
+    )
+    Delayed(key, graph.tasks).compute(scheduler="threads", num_workers=8)
+    assert learned == [(epoch, i) for epoch in range(2) for i in range(24)]
+    # three in flight, and one more between the end of a step and the note that it has ended
+    assert max(ahead) <= 4
+
+
+def test_building_a_fit_computes_nothing_and_its_delayed_can_be_used():
+    _, frame = counted(table(), 4)
+    with raise_if_computes():
+        delayed = dpipe.fit(model(), frame.drop(columns="y"), frame["y"], compute=False)
+        plan = dpipe.plan(model(), frame.drop(columns="y"), frame["y"])
+    assert isinstance(delayed, Delayed)
+    assert plan.n_passes == 2
+    n_features = dask.delayed(lambda fitted: fitted[-1].n_features_in_)(delayed)
+    assert n_features.compute() == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12), known=st.booleans())
+def test_blocks_of_any_lengths_give_the_same_answer(lengths, known):
+    values = np.random.default_rng(sum(lengths)).normal(size=(sum(lengths), 3))
+    X = da.from_array(values, chunks=(tuple(lengths), 3)) if sum(lengths) else da.zeros((0, 3), chunks=(1, 3))
+    with dask.config.set(scheduler="synchronous"):
+        if not known:
+            X = dd.from_dask_array(X, columns=["a", "b", "c"]).to_dask_array()
+        if not sum(lengths):
+            with pytest.raises(InputError, match="no rows in any of its"):
+                dpipe.fit(StandardScaler(), X)
+            return
+        fitted = dpipe.fit(StandardScaler(), X)
+    wanted = StandardScaler().fit(values)
+    np.testing.assert_allclose(fitted.mean_, wanted.mean_, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fitted.var_, wanted.var_, rtol=1e-9, atol=1e-12)
+    assert fitted.n_samples_seen_ == wanted.n_samples_seen_
+
+
+def test_the_estimator_that_is_passed_is_not_changed():
+    _, frame = counted(table(), 3)
+    unfitted = model()
+    dpipe.fit(unfitted, frame.drop(columns="y"), frame["y"])
+    assert not hasattr(unfitted[-1], "coef_")
+    assert not hasattr(unfitted[0], "transformers_")
