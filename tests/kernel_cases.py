@@ -39,7 +39,9 @@ def awkward_frame(n=N_ROWS, seed=0):
             "whole": rng.integers(-5, 50, size=n),
             "small": rng.integers(0, 4, size=n).astype(np.int8),
             "flag": rng.random(n) < 0.3,
-            "Whole": pd.array(gaps(rng.integers(0, 9, size=n).astype(float), np.nan), dtype="Float64").astype("Int64"),
+            "Whole": pd.array(gaps(rng.integers(0, 9, size=n).astype(float), np.nan), dtype="Float64").astype(
+                "Int64"
+            ),
             "Single": pd.array(gaps(rng.normal(size=n), np.nan), dtype="Float32"),
             "text": pd.Series(rng.choice(words, n), dtype="str"),
             "text_holes": gaps(rng.choice(words, n), None).astype("str"),
@@ -110,9 +112,9 @@ def assert_same(ours, theirs, rtol=1e-9, path="result"):
         assert ours.format == theirs.format, path
         assert_same_array(ours.toarray(), theirs.toarray(), rtol, path)
     elif isinstance(theirs, float | np.floating):
-        assert math.isclose(ours, theirs, rel_tol=rtol, abs_tol=1e-300) or (ours != ours and theirs != theirs), (
-            f"{path}: {ours!r} instead of {theirs!r}"
-        )
+        assert math.isclose(ours, theirs, rel_tol=rtol, abs_tol=1e-300) or (
+            ours != ours and theirs != theirs
+        ), f"{path}: {ours!r} instead of {theirs!r}"
     elif isinstance(theirs, pd.api.extensions.ExtensionDtype | np.dtype):
         assert ours == theirs, path
     elif callable(theirs) or isinstance(theirs, int | str | slice | type(None) | np.generic):
@@ -141,7 +143,11 @@ def assert_same_array(ours, theirs, rtol, path="result", atol=0.0):
             assert same, f"{path}[{i}]: {mine!r} instead of {value!r}"
     elif theirs.dtype.kind in "fc":
         scale = np.nanmax(np.abs(theirs), initial=0.0) if theirs.size else 0.0
-        rounding = 0.0 if rtol == 0 else float(np.finfo(theirs.dtype).eps) * 4 * (scale if np.isfinite(scale) else 0.0)
+        rounding = (
+            0.0
+            if rtol == 0
+            else float(np.finfo(theirs.dtype).eps) * 4 * (scale if np.isfinite(scale) else 0.0)
+        )
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=max(rounding, atol), err_msg=path)
     else:
         np.testing.assert_array_equal(ours, theirs, err_msg=path)

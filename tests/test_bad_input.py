@@ -32,18 +32,34 @@ def frame():
 
 SGD = SGDClassifier(random_state=0)
 EARLY = {
-    "unknown estimator": (lambda f: (SVC(), f[["a"]], f["y"]), UnsupportedEstimatorError, "SVC cannot be fitted.*SGDClassifier"),
-    "forest": (lambda f: (RandomForestClassifier(), f[["a"]], f["y"]), UnsupportedEstimatorError, "RandomForestClassifier"),
+    "unknown estimator": (
+        lambda f: (SVC(), f[["a"]], f["y"]),
+        UnsupportedEstimatorError,
+        "SVC cannot be fitted.*SGDClassifier",
+    ),
+    "forest": (
+        lambda f: (RandomForestClassifier(), f[["a"]], f["y"]),
+        UnsupportedEstimatorError,
+        "RandomForestClassifier",
+    ),
     "not an estimator": (lambda f: ("scaler", f[["a"]]), UnsupportedEstimatorError, "is not an estimator"),
     "a class": (lambda f: (StandardScaler, f[["a"]]), InputError, r"pass an instance: StandardScaler\(\)"),
-    "bad parameter": (lambda f: (SGDClassifier(loss="nope"), f[["a"]], f["y"]), InputError, "'loss' parameter.*nope"),
+    "bad parameter": (
+        lambda f: (SGDClassifier(loss="nope"), f[["a"]], f["y"]),
+        InputError,
+        "'loss' parameter.*nope",
+    ),
     "missing column": (
         lambda f: (make_column_transformer((StandardScaler(), ["a", "zz"])), f),
         InputError,
         "no column 'zz'. X has: 'a', 'b', 's', 'y'",
     ),
     "missing target": (lambda f: (SGD, f, "label"), InputError, "y='label' is not a column of X"),
-    "no target": (lambda f: (LinearRegression(), f[["a"]]), InputError, "LinearRegression learns from targets, but y is None"),
+    "no target": (
+        lambda f: (LinearRegression(), f[["a"]]),
+        InputError,
+        "LinearRegression learns from targets, but y is None",
+    ),
     "blocks differ": (
         lambda f: (SGD, f[["a"]], f["y"].repartition(npartitions=2)),
         BlockMismatchError,
@@ -54,7 +70,11 @@ EARLY = {
         BlockMismatchError,
         r"X has row chunks \(5, 5\), but y has \(2, 2, 2, 2, 2\)",
     ),
-    "lengths differ": (lambda f: (SGD, np.ones((5, 2)), np.ones(4)), BlockMismatchError, "X has 5 rows, but y has 4"),
+    "lengths differ": (
+        lambda f: (SGD, np.ones((5, 2)), np.ones(4)),
+        BlockMismatchError,
+        "X has 5 rows, but y has 4",
+    ),
     "kind of X": (lambda f: (StandardScaler(), [[1.0]]), InputError, "it must be a Dask DataFrame"),
     "three dimensions": (lambda f: (StandardScaler(), da.ones((2, 3, 4))), InputError, "X has 3 dimensions"),
     "single column": (
@@ -94,14 +114,38 @@ def test_bad_settings(frame, settings, error, message):
 
 
 LATE = {
-    "text in a scaler": (lambda f: (StandardScaler(), f[["a", "s"]]), InputError, "Column 's' is not numeric"),
-    "all missing": (lambda f: (SimpleImputer(), f[["a", "b"]]), InputError, "nothing was observed in 'b'"),
-    "one class": (lambda f: (SGD, f[["a"]], f["y"] * 0), InputError, "at least two classes, but every label of y is 0"),
-    "no rows": (lambda f: (StandardScaler(), f[f["a"] > 100][["a"]]), InputError, "no rows in any of its 4 blocks"),
+    "text in a scaler": (
+        lambda f: (StandardScaler(), f[["a", "s"]]),
+        InputError,
+        "Column 's' is not numeric",
+    ),
+    "all missing": (lambda f: (SimpleImputer(), f[["a", "b"]]), InputError, "'b': nothing was observed"),
+    "one class": (
+        lambda f: (SGD, f[["a"]], f["y"] * 0),
+        InputError,
+        "at least two classes, but every label of y is 0",
+    ),
+    "no rows": (
+        lambda f: (StandardScaler(), f[f["a"] > 100][["a"]]),
+        InputError,
+        "no rows in any of its 4 blocks",
+    ),
     "missing labels": (lambda f: (SGD, f[["a"]], f["b"]), InputError, "100 labels are missing"),
-    "missing in least squares": (lambda f: (LinearRegression(), f[["a", "b"]], f["y"]), InputError, "NaN or infinity"),
-    "lengths in a block": (lambda f: (SGD, f[["a"]], f["y"].loc[5:]), BlockMismatchError, "block 0: X has 25 rows, but y has 20"),
-    "infinity": (lambda f: (StandardScaler(), f[["a"]].replace({"a": {0.0: 1.0}}) / 0), InputError, "infinit"),
+    "missing in least squares": (
+        lambda f: (LinearRegression(), f[["a", "b"]], f["y"]),
+        InputError,
+        "NaN or infinity",
+    ),
+    "lengths in a block": (
+        lambda f: (SGD, f[["a"]], f["y"].loc[5:]),
+        BlockMismatchError,
+        "block 0: X has 25 rows, but y has 20",
+    ),
+    "infinity": (
+        lambda f: (StandardScaler(), f[["a"]].replace({"a": {0.0: 1.0}}) / 0),
+        InputError,
+        "infinit",
+    ),
 }
 
 

@@ -18,7 +18,12 @@ from dpipe.families.registry import Meta
 from dpipe.planner import DataShape, Resources, make_program
 
 FRAME = pd.DataFrame(
-    {"a": np.array([], dtype=float), "b": np.array([], dtype=float), "s": np.array([], dtype=str), "t": np.array([], dtype=str)}
+    {
+        "a": np.array([], dtype=float),
+        "b": np.array([], dtype=float),
+        "s": np.array([], dtype=str),
+        "t": np.array([], dtype=str),
+    }
 )
 NUMBERS = FRAME[["a", "b"]]
 assert catalog.FAMILIES
@@ -48,7 +53,11 @@ def mixed():
         (make_union(StandardScaler(), MinMaxScaler(), SimpleImputer()), NUMBERS, 1),
         (make_pipeline(StandardScaler(), LinearRegression()), NUMBERS, 2),
         (make_pipeline(StandardScaler(), Normalizer(), StandardScaler()), NUMBERS, 2),
-        (make_pipeline(StandardScaler(), Normalizer(), StandardScaler(), Normalizer(), GaussianNB()), NUMBERS, 3),
+        (
+            make_pipeline(StandardScaler(), Normalizer(), StandardScaler(), Normalizer(), GaussianNB()),
+            NUMBERS,
+            3,
+        ),
         (make_pipeline(mixed(), SGDClassifier()), FRAME, 2),
         (SGDClassifier(), NUMBERS, 2),
     ],
@@ -105,7 +114,9 @@ def test_a_plan_prints_and_escapes():
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_with_a_remedy():
-    with pytest.raises(MemoryLimitError, match=r"needs .* MiB a worker, but the budget is 100.00 kiB.*Give at least"):
+    with pytest.raises(
+        MemoryLimitError, match=r"needs .* MiB a worker, but the budget is 100.00 kiB.*Give at least"
+    ):
         plan(StandardScaler(), rows=(100_000,), memory=100 * 1024)
     assert plan(StandardScaler(), rows=(100_000,), memory=2**30).projected_nbytes < 2**30
 

@@ -67,7 +67,8 @@ class CountingReader:
 
 
 def counted(frame, n_blocks, pause=0.0):
-    reader = CountingReader(np.array_split(frame, n_blocks), pause)
+    parts = np.array_split(np.arange(len(frame)), n_blocks)
+    reader = CountingReader([frame.iloc[rows] for rows in parts], pause)
     return reader, dd.from_map(reader, range(n_blocks), meta=frame.iloc[:0])
 
 
@@ -95,7 +96,7 @@ def test_threads_give_the_same_bits_in_any_order_of_completion(expected, workers
 @pytest.mark.cluster
 @pytest.mark.parametrize("workers", [1, 2])
 def test_processes_give_the_same_bits(expected, workers):
-    frame = dd.concat([dd.from_pandas(part, npartitions=1) for part in np.array_split(table(), 12)])
+    frame = dd.concat([dd.from_pandas(part, npartitions=1) for part in counted(table(), 12)[0].blocks])
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,

@@ -9,8 +9,9 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-#: Trimming walks the heap, so a block has to be worth it.
-_WORTH_NBYTES = 4 * 2**20
+#: Trimming walks the heap, and what it gives back must be fetched again: done once in a while.
+_WORTH_NBYTES = 128 * 2**20
+_worked_on = 0
 
 
 @functools.lru_cache(maxsize=1)
@@ -24,7 +25,10 @@ def _trimmer() -> Callable[[int], int] | None:
 
 
 def trim(freed_nbytes: int) -> None:
-    """Give free memory back, after a block of some size has been worked on."""
+    """Give free memory back, once blocks of some size in all have been worked on."""
+    global _worked_on
+    _worked_on += freed_nbytes  # a lost race between threads only delays the next time
     give_back = _trimmer()
-    if give_back is not None and freed_nbytes >= _WORTH_NBYTES:
+    if give_back is not None and _worked_on >= _WORTH_NBYTES:
+        _worked_on = 0
         give_back(0)

@@ -77,6 +77,7 @@ class Moments:
         m2 = np.bincount(at, of_entry * (values - mean[at]) ** 2, minlength=k) + zeros * mean**2
         return cls(n, count, n - absent, mean, m2, matrix.dtype, w is not None, sparse=True)
 
+    @np.errstate(invalid="ignore", over="ignore")
     def merge(self, other: Self) -> Self:
         """Join with the moments of later rows."""
         count = self.count + other.count
@@ -100,33 +101,41 @@ class Moments:
             return self.m2 / self.count
 
 
+@np.errstate(invalid="ignore", over="ignore")  # infinity is refused when all blocks are joined
 def _column_moments(column: np.ndarray, w: np.ndarray | None) -> tuple[int, float, float, float]:
     """Observed, count, mean and m2 of one column, in two sweeps so that nothing cancels."""
     values = column.astype(np.float64)
-    missing = np.isnan(values)
-    if missing.any():
-        values = values[~missing]
-    observed = len(values)
+    gaps = np.flatnonzero(np.isnan(values))
+    observed = len(values) - len(gaps)
     if observed == 0:
         return 0, 0.0, 0.0, 0.0
-    weights = None if w is None else np.asarray(w, dtype=np.float64)
-    if weights is not None and missing.any():
-        weights = weights[~missing]
-    total = float(observed) if weights is None else float(weights.sum())
+    if w is None:
+        return observed, float(observed), *_plain_moments(values, gaps)
+    weights, values = np.delete(np.asarray(w, dtype=np.float64), gaps), np.delete(values, gaps)
+    total = float(weights.sum())
     if total == 0:
         return observed, 0.0, 0.0, 0.0
-    first = values[0]
-    if values[-1] == first and (values == first).all():
-        # the rounding of a sum would give it a spread, which one more scaler would blow up to one
-        return observed, total, float(first), 0.0
-    if weights is None:
-        mean = float(values.sum()) / total
-        values -= mean
-        correction = float(values.sum())
-        np.square(values, out=values)
-        return observed, total, mean, float(values.sum()) - correction**2 / total
+    if (values == values[0]).all():
+        return observed, total, float(values[0]), 0.0
     mean = float((values * weights).sum()) / total
     return observed, total, mean, float((weights * (values - mean) ** 2).sum())
+
+
+def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
+    """Mean and m2, in place: filling a few gaps costs less than moving all other values together."""
+    observed = len(values) - len(gaps)
+    known = values[0] if not len(gaps) or gaps[0] > 0 else values[np.argmin(np.isnan(values))]
+    values[gaps] = known
+    if values[-1] == known and (values == known).all():
+        # the rounding of a sum would give it a spread, which one more scaler would blow up to one
+        return float(known), 0.0
+    values[gaps] = 0.0
+    mean = float(values.sum()) / observed
+    values -= mean
+    values[gaps] = 0.0
+    correction = float(values.sum())
+    np.square(values, out=values)
+    return mean, float(values.sum()) - correction**2 / observed
 
 
 @dataclass(frozen=True)

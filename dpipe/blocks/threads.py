@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
+_controller: Any = None  # finding the loaded libraries takes milliseconds: done once
 _inside = 0
 _limits: Any = None
 
@@ -23,10 +24,11 @@ def single_threaded_blas() -> Iterator[None]:
     The limit is global to the process. The first one in sets it and the last one out lifts it:
     were each to restore what it had found, one that left early would free the others.
     """
-    global _inside, _limits
+    global _controller, _inside, _limits
     with _lock:
+        _controller = _controller or ThreadpoolController()
         if _inside == 0:
-            _limits = threadpool_limits(limits=1, user_api="blas")
+            _limits = _controller.limit(limits=1, user_api="blas")
         _inside += 1
     try:
         yield

@@ -107,11 +107,16 @@ def _parquet_file(
     path: str, storage_options: dict[str, Any], dictionaries: Sequence[str] = ()
 ) -> Iterator[pq.ParquetFile]:
     """Open a file; Arrow reads a local one by itself, without a call into Python for each column."""
+    options = {"pre_buffer": False, "page_checksum_verification": True}
     with contextlib.ExitStack() as stack:
         file: Any = path
         if "://" in path:
             file = stack.enter_context(fsspec.open(path, "rb", **storage_options))
-        yield stack.enter_context(pq.ParquetFile(file, read_dictionary=list(dictionaries), pre_buffer=False))
+        try:
+            parquet = pq.ParquetFile(file, read_dictionary=list(dictionaries), **options)
+        except KeyError:  # this file lacks a text column, or spells it in another way: its texts are decoded
+            parquet = pq.ParquetFile(file, **options)
+        yield stack.enter_context(parquet)
 
 
 def read_parquet(

@@ -250,9 +250,7 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
                 f"frame, or give {name} as the name of a column of X."
             )
     frame = plain_strings(X._meta)
-    doubled = sorted({name for name in frame.columns if list(frame.columns).count(name) > 1})
-    if doubled:
-        raise InputError(f"X has several columns named {', '.join(map(repr, doubled))}. Rename them first.")
+    _check_names(frame)
     direct = _direct_loads(X, y, w, list(frame.columns))
     if direct is not None:
         schema = direct[0].reader.schema
@@ -278,6 +276,12 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
         hidden,
         decoded="pandas",
     )
+
+
+def _check_names(frame: pd.DataFrame) -> None:
+    doubled = frame.columns[frame.columns.duplicated()].unique().tolist()
+    if doubled:
+        raise InputError(f"X has several columns named {', '.join(map(repr, doubled))}. Rename them first.")
 
 
 def _behind(X: dd.DataFrame) -> tuple[int | None, int]:
@@ -326,6 +330,13 @@ def _few(chunks: Sequence[Any]) -> str:
 
 
 def _open_memory(X: Any, y: Any, w: Any) -> Source:
+    X = X.reshape(-1, 1) if X.ndim == 1 else X
+    if X.ndim != 2:
+        raise InputError(f"X has {X.ndim} dimensions; it must have 2: rows and columns. Reshape it first.")
+    if isinstance(X, pd.DataFrame):
+        _check_names(X)
+    elif sp.issparse(X):
+        X = X.tocsr()
     for name, other in (("y", y), ("sample_weight", w)):
         if other is not None and isinstance(other, dd.DataFrame | dd.Series | da.Array):
             raise BlockMismatchError(
@@ -411,7 +422,11 @@ def _array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[Load]]:
     packed = da.blockwise(
         _pack_blocks,
         "i",
-        *(item for part, axes in zip(parts, "jkl", strict=False) for item in (part, "i" + axes * (part.ndim - 1))),
+        *(
+            item
+            for part, axes in zip(parts, "jkl", strict=False)
+            for item in (part, "i" + axes * (part.ndim - 1))
+        ),
         dtype=object,
         meta=np.empty(0, dtype=object),
         align_arrays=False,

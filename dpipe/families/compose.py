@@ -193,7 +193,9 @@ def _columns_of(meta: Meta, positions: tuple[int, ...]) -> Meta:
 
 def _selected(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
     if isinstance(columns, str | int | np.integer) and not isinstance(columns, bool):
-        raise InputError(f"{where}: {columns!r} selects a series, but columns are needed. Write [{columns!r}].")
+        raise InputError(
+            f"{where}: {columns!r} selects a series, but columns are needed. Write [{columns!r}]."
+        )
     return resolve_columns(columns, meta, where)
 
 
@@ -309,7 +311,9 @@ def _finish_columns(fit: Fit, children: Sequence[Fitted | None], stats: Sequence
     outer.remainder = clone(fit.estimator).remainder
     _restore_remainder(outer)
     names = [*(name for name, _, _ in outer.transformers), "remainder"]
-    outer.sparse_output_ = _density(outer, [names[j] for j in fit.sparse_children], stats) < outer.sparse_threshold
+    outer.sparse_output_ = (
+        _density(outer, [names[j] for j in fit.sparse_children], stats) < outer.sparse_threshold
+    )
     return outer
 
 

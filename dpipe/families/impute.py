@@ -13,9 +13,9 @@ from sklearn.impute import SimpleImputer
 
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros, Observed, ValueCounts
 from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers, to_pandas
-from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.errors import UnsupportedEstimatorError
 from dpipe.families import stand_in
-from dpipe.families.registry import Derivation, Estimator, Meta, Way, add, refuse_infinite, unchanged
+from dpipe.families.registry import INFINITE, Derivation, Estimator, Meta, Way, add, unchanged
 
 
 def _check(estimator: Estimator) -> None:
@@ -48,7 +48,7 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     if estimator.strategy == "mean":
         moments: Moments = stats[0]
         _refuse_empty(estimator, meta, moments.observed)
-        refuse_infinite(estimator, meta, moments.mean)
+        meta.refuse(~np.isfinite(moments.mean), INFINITE)
         width = len(moments.mean)
         fitted = stand_in.fitted_on_zeros(estimator, meta, width, moments.dtype, sparse=moments.sparse)
         fitted.statistics_ = moments.mean.astype(fitted.statistics_.dtype)
@@ -96,13 +96,11 @@ def _marked_only(estimator: Estimator, counts: ValueCounts) -> ValueCounts:
 
 
 def _refuse_empty(estimator: Estimator, meta: Meta, observed: np.ndarray) -> None:
-    empty = np.flatnonzero(np.asarray(observed) == 0)
-    if len(empty) and not estimator.keep_empty_features:
-        names = meta.names or tuple(f"x{j}" for j in range(len(observed)))
-        raise InputError(
-            f"SimpleImputer(strategy={estimator.strategy!r}): nothing was observed in "
-            f"{', '.join(repr(names[j]) for j in empty)}; every value is missing. Leave the column out, "
-            "or keep it as a constant with keep_empty_features=True."
+    if not estimator.keep_empty_features:
+        meta.refuse(
+            np.asarray(observed) == 0,
+            f"nothing was observed there, and SimpleImputer(strategy={estimator.strategy!r}) has nothing to fill it "
+            "with. Leave the column out, or keep it as a constant with keep_empty_features=True.",
         )
 
 
@@ -116,9 +114,7 @@ def _transform(fitted: Estimator, block: Block) -> Block:
     out = owned_numbers(block)
     for j in range(out.shape[1]):
         column = out[:, j]
-        missing = np.isnan(column)
-        if missing.any():
-            column[missing] = fitted.statistics_[j]
+        column[np.flatnonzero(np.isnan(column))] = fitted.statistics_[j]
     return out
 
 

@@ -19,6 +19,9 @@ from dpipe.errors import InputError, UnsupportedEstimatorError
 Estimator = Any  # scikit-learn has no useful base type for "has fit and get_params"
 
 
+INFINITE = "there is an infinite value. Replace infinity with NaN or a bound first."
+
+
 @dataclass(frozen=True)
 class Meta:
     """What is known of a value before anything is computed."""
@@ -133,23 +136,6 @@ _SUBSTITUTES = {
     "IterativeImputer": "SimpleImputer",
     "KNNImputer": "SimpleImputer",
 }
-
-
-def refuse_infinite(estimator: Estimator, meta: Meta, values: np.ndarray) -> None:
-    """Refuse columns that hold infinity, as scikit-learn does.
-
-    Raises
-    ------
-    InputError
-        If one of the values, one a column, is infinite or could not be computed.
-    """
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        names = meta.names or tuple(f"x{j}" for j in range(len(values)))
-        raise InputError(
-            f"{type(estimator).__name__}: infinity in {', '.join(repr(names[j]) for j in bad)}, or numbers too large "
-            "for float64. Replace them: X.replace([np.inf, -np.inf], np.nan)."
-        )
 
 
 def add(cls: type, way: Way) -> None:

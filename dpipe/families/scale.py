@@ -8,18 +8,15 @@ import scipy.sparse as sp
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros
-from dpipe.blocks.table import Block, owned_numbers
+from dpipe.blocks.table import Block, numbers, owned_numbers
 from dpipe.errors import InputError
 from dpipe.families import stand_in
-from dpipe.families.registry import Derivation, Estimator, Meta, Way, add, refuse_infinite, unchanged
-
-
-_INFINITE = "there is an infinite value. Replace infinity with NaN or a bound first."
+from dpipe.families.registry import INFINITE, Derivation, Estimator, Meta, Way, add, unchanged
 
 
 def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     moments: Moments = stats[0]
-    refuse_infinite(estimator, meta, moments.mean)
+    meta.refuse(~np.isfinite(moments.mean), INFINITE)
     fitted = stand_in.fitted_on_zeros(
         estimator, meta, len(moments.mean), moments.dtype, sparse=moments.sparse, weighted=moments.weighted
     )
@@ -48,11 +45,12 @@ def _standard_scale(mean: np.ndarray, var: np.ndarray, n_samples: Any) -> np.nda
 
 
 def _transform_standard(fitted: Estimator, block: Block) -> Block:
-    out = owned_numbers(block)
-    if sp.issparse(out):
-        return fitted.transform(out)
-    if fitted.with_mean:
-        out -= fitted.mean_.astype(out.dtype)
+    matrix = numbers(block)
+    if sp.issparse(matrix):
+        return fitted.transform(matrix.copy())
+    # the first operation makes the result: a copy beforehand would go over the block once more
+    shift = fitted.mean_.astype(matrix.dtype) if fitted.with_mean else matrix.dtype.type(0)
+    out = np.subtract(matrix, shift, order="F")
     if fitted.with_std:
         out /= fitted.scale_.astype(out.dtype)
     return out
@@ -69,7 +67,7 @@ def _check_minmax(estimator: Estimator) -> None:
 def _finish_minmax(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     extremes: Extremes = stats[0]
     low, high = extremes.low, extremes.high
-    meta.refuse(np.isinf(low) | np.isinf(high), _INFINITE)
+    meta.refuse(np.isinf(low) | np.isinf(high), INFINITE)
     fitted = stand_in.fitted_on_zeros(estimator, meta, len(low), low.dtype)
     bottom, top = (low.dtype.type(bound) for bound in fitted.feature_range)
     span = high - low

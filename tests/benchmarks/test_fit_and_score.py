@@ -40,7 +40,9 @@ def _require(contender):
         pytest.importorskip("polars", reason="Polars is compared where it is installed")
 
 
-@pytest.mark.parametrize("contender", [*HAND_WRITTEN, "by_hand --ahead --permuted", "dpipe_fit --no-processes"])
+@pytest.mark.parametrize(
+    "contender", [*HAND_WRITTEN, "by_hand --ahead --permuted", "dpipe_fit --no-processes"]
+)
 def test_contenders_reach_the_same_auc(contender, folder, in_memory):
     _require(contender)
     result = _result(contender, folder)

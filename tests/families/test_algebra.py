@@ -24,7 +24,9 @@ NUMBER_CHAINS = {
     "impute a constant, to a range": make_pipeline(
         SimpleImputer(strategy="constant", fill_value=-3.0), MinMaxScaler()
     ),
-    "impute, to a range, standardise": make_pipeline(SimpleImputer(), MinMaxScaler((-1, 3)), StandardScaler()),
+    "impute, to a range, standardise": make_pipeline(
+        SimpleImputer(), MinMaxScaler((-1, 3)), StandardScaler()
+    ),
     "standardise, to a range": make_pipeline(StandardScaler(), MinMaxScaler()),
     "standardise, impute": make_pipeline(StandardScaler(), SimpleImputer()),
     "standardise, impute, standardise": make_pipeline(
@@ -181,8 +183,14 @@ def test_constant_columns_stay_constant(estimator, value):
     expected = clone(estimator).fit(matrix)
     unseen = np.array([[value, 5.0], [value + 2, 7.0]])
     rounding = 4e-16 * len(matrix) * abs(value)  # of scikit-learn's mean
-    np.testing.assert_allclose(result.transform(unseen), expected.transform(unseen), rtol=1e-6, atol=1e-6 + rounding)
-    scales = [(s.scale_, e.scale_) for s, e in zip(steps(result), steps(expected), strict=True) if hasattr(s, "scale_")]
+    np.testing.assert_allclose(
+        result.transform(unseen), expected.transform(unseen), rtol=1e-6, atol=1e-6 + rounding
+    )
+    scales = [
+        (s.scale_, e.scale_)
+        for s, e in zip(steps(result), steps(expected), strict=True)
+        if hasattr(s, "scale_")
+    ]
     for mine, wanted in scales:
         np.testing.assert_allclose(mine, wanted, rtol=1e-9)
 

@@ -43,7 +43,9 @@ def numeric():
 
 
 def texts(**options):
-    return make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore", **options))
+    return make_pipeline(
+        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore", **options)
+    )
 
 
 def tree(**options):
@@ -85,13 +87,19 @@ COLUMN_TREES = {
     ),
     "kept text": make_column_transformer(("passthrough", ["text", "more"]), (StandardScaler(), ["plain"])),
     "nothing selected": make_column_transformer((StandardScaler(), []), (MinMaxScaler(), ["more"])),
-    "one column twice": make_column_transformer((StandardScaler(), ["more"]), (MinMaxScaler(), ["more", "plain"])),
+    "one column twice": make_column_transformer(
+        (StandardScaler(), ["more"]), (MinMaxScaler(), ["more", "plain"])
+    ),
     "ordinal": make_column_transformer(
-        (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2), TEXTS),
+        (
+            OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2),
+            TEXTS,
+        ),
         (Normalizer(), ["plain", "more"]),
     ),
     "nested": make_column_transformer(
-        (make_column_transformer((numeric(), [1, 0]), ("passthrough", ["whole"])), NUMBERS), (texts(), ["text"])
+        (make_column_transformer((numeric(), [1, 0]), ("passthrough", ["whole"])), NUMBERS),
+        (texts(), ["text"]),
     ),
     "function": make_column_transformer(
         (FunctionTransformer(double), ["plain", "more"]),
@@ -104,11 +112,15 @@ COLUMN_TREES = {
 }
 
 WHOLE_TREES = {
-    "steps that pass": Pipeline([("a", "passthrough"), ("b", StandardScaler()), ("c", None), ("d", "passthrough")]),
+    "steps that pass": Pipeline(
+        [("a", "passthrough"), ("b", StandardScaler()), ("c", None), ("d", "passthrough")]
+    ),
     "nested pipelines": make_pipeline(make_pipeline(MinMaxScaler()), make_pipeline(Binarizer(threshold=0.4))),
     "scaled twice": make_pipeline(StandardScaler(), MinMaxScaler(), StandardScaler()),
     "normalised first": make_pipeline(Normalizer(), StandardScaler()),
-    "union": FeatureUnion([("a", StandardScaler()), ("b", "passthrough"), ("c", "drop"), ("d", Normalizer())]),
+    "union": FeatureUnion(
+        [("a", StandardScaler()), ("b", "passthrough"), ("c", "drop"), ("d", Normalizer())]
+    ),
     "union of pipelines": make_union(make_pipeline(StandardScaler(), MinMaxScaler()), MinMaxScaler()),
     "columns after columns": make_pipeline(
         FunctionTransformer(with_sum, feature_names_out=names_of_sum),
@@ -160,14 +172,18 @@ def test_tree_of_numbers(name, kind):
     frame = FRAME[["plain", "more"]]
     if kind == "array" and name == "columns after columns":
         pytest.skip("names are of frames")
-    X, X_memory = (in_blocks(frame), frame) if kind == "frame" else (array_blocks(frame.to_numpy()), frame.to_numpy())
+    X, X_memory = (
+        (in_blocks(frame), frame) if kind == "frame" else (array_blocks(frame.to_numpy()), frame.to_numpy())
+    )
     check_fitted(fit(WHOLE_TREES[name], X), clone(WHOLE_TREES[name]).fit(X_memory), X_memory)
 
 
 @pytest.mark.parametrize("name", ["positions", "masks"])
 def test_column_transformer_of_arrays(name):
     estimator = {
-        "positions": make_column_transformer((numeric(), [1]), (MinMaxScaler(), slice(0, 1)), remainder="passthrough"),
+        "positions": make_column_transformer(
+            (numeric(), [1]), (MinMaxScaler(), slice(0, 1)), remainder="passthrough"
+        ),
         "masks": make_column_transformer((numeric(), [False, True, False]), (OneHotEncoder(), [2])),
     }[name]
     values = FRAME[["plain", "holes", "small"]].to_numpy()
@@ -186,12 +202,19 @@ def test_sparse_threshold_around_the_density(threshold, drop):
 
 
 def test_sparse_input_of_a_column_transformer():
-    values = np.where(FRAME[["plain", "more", "whole"]].to_numpy() > 0.5, FRAME[["plain", "more", "whole"]], 0.0)
+    values = np.where(
+        FRAME[["plain", "more", "whole"]].to_numpy() > 0.5, FRAME[["plain", "more", "whole"]], 0.0
+    )
     for threshold in (0.2, 0.9):
         estimator = ColumnTransformer(
-            [("a", StandardScaler(with_mean=False), [0, 2]), ("b", "passthrough", [1])], sparse_threshold=threshold
+            [("a", StandardScaler(with_mean=False), [0, 2]), ("b", "passthrough", [1])],
+            sparse_threshold=threshold,
         )
-        check_fitted(fit(estimator, csr_blocks(values)), clone(estimator).fit(sp.csr_matrix(values)), sp.csr_matrix(values))
+        check_fitted(
+            fit(estimator, csr_blocks(values)),
+            clone(estimator).fit(sp.csr_matrix(values)),
+            sp.csr_matrix(values),
+        )
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -12,10 +12,19 @@ from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import (
+    Binarizer,
+    FunctionTransformer,
+    MinMaxScaler,
+    Normalizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    StandardScaler,
+)
 
 from dpipe.blocks.matrix import to_matrix
 from dpipe.blocks.table import plain_strings
+from dpipe.errors import InputError
 from dpipe.families.expression import apply
 from dpipe.families.registry import Fitted, way_of
 from dpipe.train.fit import fit
@@ -70,7 +79,9 @@ def open_input(kind, frame, folder):
         return X, plain_strings(X.compute())
     if kind == "object frame":
         with dask.config.set({"dataframe.convert-string": False}):
-            X = dd.from_pandas(frame.astype({n: object for n in frame if frame[n].dtype == "str"}), npartitions=5)
+            X = dd.from_pandas(
+                frame.astype({n: object for n in frame if frame[n].dtype == "str"}), npartitions=5
+            )
         return X, X.compute()
     if kind == "parquet":
         X = parquet_blocks(frame, folder)
@@ -98,8 +109,12 @@ def targets(kind, like):
     frame = awkward_frame()
     rng = np.random.default_rng(7)
     y = {
-        "number": lambda: pd.Series(2 * frame["plain"] - frame["whole"] + rng.normal(size=len(frame)), name="y"),
-        "two": lambda: pd.DataFrame({"p": frame["plain"] - rng.normal(size=len(frame)), "q": rng.normal(size=len(frame))}),
+        "number": lambda: pd.Series(
+            2 * frame["plain"] - frame["whole"] + rng.normal(size=len(frame)), name="y"
+        ),
+        "two": lambda: pd.DataFrame(
+            {"p": frame["plain"] - rng.normal(size=len(frame)), "q": rng.normal(size=len(frame))}
+        ),
         "label": lambda: pd.Series(rng.integers(0, 3, len(frame)), name="y"),
         "text": lambda: pd.Series(rng.choice(["no", "yes", "maybe"], len(frame)), name="y"),
         "weight": lambda: pd.Series(rng.random(len(frame)) * 3, name="w"),
@@ -158,7 +173,9 @@ def standard_scalers():
         StandardScaler(with_std=False),
         StandardScaler(with_mean=False, with_std=False),
     ]
-    yield from each(variants, (NUMBERS + NULLABLE, FRAMES), (HOLES, FRAMES + ARRAYS), (FULL, ("frame", "array")))
+    yield from each(
+        variants, (NUMBERS + NULLABLE, FRAMES), (HOLES, FRAMES + ARRAYS), (FULL, ("frame", "array"))
+    )
     yield from each(variants, (SINGLE, FRAMES + ARRAYS), rtol=2e-6)
     yield from each(variants, (FULL, ("frame", "array")), (HOLES, ("parquet", "array")), weighted=True)
     for variant in variants[1], variants[3]:
@@ -197,7 +214,9 @@ def text_imputers():
         yield Case(estimator, ("object_none",))
         yield Case(estimator, ("text_holes", "holes"), ("frame", "pandas"))
     for marker in (None, pd.NA):
-        yield Case(SimpleImputer(missing_values=marker, strategy="most_frequent"), ("object_none",), ("pandas",))
+        yield Case(
+            SimpleImputer(missing_values=marker, strategy="most_frequent"), ("object_none",), ("pandas",)
+        )
 
 
 def encoders():
@@ -220,8 +239,18 @@ def encoders():
     yield Case(OneHotEncoder(drop=["red", 0]), ("text", "small"))
     given = [["pink", "red", "green", "blue"], [0, 1, 2, 3]]
     yield Case(OrdinalEncoder(categories=given), ("text", "small"))
-    yield Case(OneHotEncoder(categories=[["red", "green"], [0, 1, 3]], handle_unknown="ignore"), ("text", "small"))
+    yield Case(
+        OneHotEncoder(categories=[["red", "green"], [0, 1, 3]], handle_unknown="ignore"), ("text", "small")
+    )
     yield Case(OneHotEncoder(categories=given, drop="first"), ("text", "small"))
+
+
+def stateless():
+    yield Case(Normalizer(norm="l1"), FULL, FRAMES + ARRAYS + CSR)
+    yield Case(Binarizer(threshold=0.5), FULL, FRAMES + ARRAYS + CSR)
+    yield Case(FunctionTransformer(), (*TEXTS, "holes"), ("frame", "parquet", "pandas"))
+    yield Case(FunctionTransformer(np.abs, feature_names_out="one-to-one"), FULL, FRAMES + ARRAYS)
+    yield Case(FunctionTransformer(np.cbrt, validate=True), ("single",), ("frame", "array"), rtol=2e-6)
 
 
 def cases(*makers):
@@ -229,7 +258,7 @@ def cases(*makers):
 
 
 @pytest.mark.parametrize(
-    ("case", "kind"), cases(standard_scalers, minmax_scalers, imputers, text_imputers, encoders)
+    ("case", "kind"), cases(standard_scalers, minmax_scalers, imputers, text_imputers, encoders, stateless)
 )
 def test_transformer(case, kind, tmp_path):
     result, expected, X = check(case, kind, tmp_path)
@@ -264,3 +293,46 @@ def bayes():
 def test_predictor(case, kind, tmp_path):
     result, expected, X = check(case, kind, tmp_path)
     check_outputs(result, expected, X, case.rtol)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:(All-NaN slice|invalid value|Degrees of freedom|Mean of empty):RuntimeWarning"
+)
+@pytest.mark.parametrize("estimator", [StandardScaler(), StandardScaler(with_std=False), MinMaxScaler()])
+def test_a_column_without_any_value(estimator):
+    matrix = np.array([[1.0, np.nan], [2.0, np.nan], [4.0, np.nan]])
+    assert_same(fit(estimator, array_blocks(matrix, (1, 2))), clone(estimator).fit(matrix))
+
+
+@pytest.mark.parametrize("strategy", ["mean", "most_frequent", "constant"])
+def test_an_imputer_keeps_a_column_without_any_value(strategy):
+    matrix = np.array([[1.0, np.nan], [2.0, np.nan], [4.0, np.nan]])
+    estimator = SimpleImputer(strategy=strategy, keep_empty_features=True)
+    result = fit(estimator, array_blocks(matrix, (1, 2)))
+    assert_same(result, clone(estimator).fit(matrix))
+    with pytest.raises(InputError, match="'x1': nothing was observed.*keep_empty_features=True"):
+        fit(clone(estimator).set_params(keep_empty_features=False), array_blocks(matrix, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "estimator", [StandardScaler(), MinMaxScaler(), SimpleImputer(), LinearRegression(), GaussianNB()]
+)
+@pytest.mark.parametrize("kind", ["frame", "pandas", "array"])
+def test_times_are_refused(estimator, kind):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "when": pd.date_range("2024", periods=3)})
+    y = np.arange(3)
+    X = {
+        "frame": in_blocks(frame, (1, 2)),
+        "pandas": frame,
+        "array": array_blocks(frame[["when"]].to_numpy(), (1, 2)),
+    }
+    target = {"frame": in_blocks(pd.Series(y), (1, 2)), "pandas": y, "array": array_blocks(y, (1, 2))}
+    with pytest.raises(InputError, match=r"Column 'when' is not numeric|The array is not numeric"):
+        fit(estimator, X[kind], target[kind])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("estimator", [StandardScaler(), MinMaxScaler(), SimpleImputer()])
+def test_infinity_is_refused(estimator, value):
+    with pytest.raises(InputError, match="'x1': there is an infinite value"):
+        fit(estimator, array_blocks(np.array([[1.0, 0.0], [2.0, value], [3.0, value]]), (1, 1, 1)))

@@ -34,7 +34,9 @@ def by_hand(estimator, blocks, epochs, classes):
     for _ in range(epochs):
         for X, y, w in blocks:
             if len(y):
-                learner.partial_fit(X, y, **({} if classes is None else {"classes": classes}), sample_weight=w)
+                learner.partial_fit(
+                    X, y, **({} if classes is None else {"classes": classes}), sample_weight=w
+                )
     return learner
 
 
@@ -87,7 +89,10 @@ def test_same_bits_behind_a_column_transformer(kind, tmp_path):
     X = in_blocks(used, SIZES) if kind == "frame" else parquet_blocks(used, tmp_path, SIZES)
     result = fit(make_pipeline(columns, learner), X, "y", epochs=2)
     transformed = [result[0].transform(block[COLUMNS]) for block in cut(frame) if len(block)]
-    blocks = [(M, b["y"].to_numpy(), None) for M, b in zip(transformed, (b for b in cut(frame) if len(b)), strict=True)]
+    blocks = [
+        (M, b["y"].to_numpy(), None)
+        for M, b in zip(transformed, (b for b in cut(frame) if len(b)), strict=True)
+    ]
     expected = by_hand(learner, blocks, 2, np.unique(frame["y"].to_numpy()))
     assert_same(result[-1], expected, rtol=0)
 
@@ -138,6 +143,8 @@ def test_a_class_that_most_blocks_lack():
     y = np.zeros(len(frame), dtype=int)
     y[-1] = 1
     X = frame[COLUMNS[:3]].to_numpy()
-    expected = by_hand(SGDClassifier(random_state=0), [(a, b, None) for a, b in zip(cut(X), cut(y), strict=True)], 1, [0, 1])
+    expected = by_hand(
+        SGDClassifier(random_state=0), [(a, b, None) for a, b in zip(cut(X), cut(y), strict=True)], 1, [0, 1]
+    )
     result = fit(SGDClassifier(random_state=0), array_blocks(X, SIZES), array_blocks(y, SIZES))
     assert_same(result, expected, rtol=0)
