@@ -256,7 +256,8 @@ def _footer(path: str, storage_options: dict[str, Any]) -> _Footer:
             return _Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
     except (OSError, pa.ArrowException) as err:
         raise SourceError(
-            f"{path} cannot be read as Parquet: {' '.join(str(err).split())} Write it again, or leave it out of the source."
+            f"{path} cannot be read as Parquet: {' '.join(str(err).split())} Write it again, or leave it out of "
+            "the source."
         ) from err
 
 
