@@ -19,6 +19,11 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     everything: Moments = stats[1]
     if (everything.observed < everything.n_rows).any():
         raise InputError("GaussianNB: X holds NaN. Put a SimpleImputer before it, or drop those rows.")
+    n_labels = sum(moments.n_rows for moments in classes.by_class.values())
+    if n_labels < everything.n_rows:
+        raise InputError(
+            f"GaussianNB: {everything.n_rows - n_labels:,} labels are missing in y. Drop those rows first."
+        )
     labels = np.array(sorted(classes.by_class), dtype=classes.label_dtype)
     by_class = [classes.by_class[label] for label in labels.tolist()]
     width = len(everything.mean)

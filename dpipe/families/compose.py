@@ -36,6 +36,8 @@ class Fit:
     is_leaf: bool = True
     sparse_children: tuple[int, ...] = ()
     """Which of the children give sparse matrices; `wants` asks for the density of each."""
+    widths: tuple[int | None, ...] = ()
+    """Output columns of each part, where they are known beforehand."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +126,26 @@ def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, f
         raise UnsupportedEstimatorError("FeatureUnion(transformer_weights=...) is not supported. Use None.")
     children: list[int | None] = []
     parts: list[Expression] = []
+    shapes: list[Meta] = []
     for part_name, part in est.transformer_list:
         if isinstance(part, str) and part == "drop":
             children.append(None)
             continue
         if isinstance(part, str) and part == "passthrough":
             part = FunctionTransformer(feature_names_out="one-to-one")  # as scikit-learn does
-        child, value, _ = _visit(part, source, meta, f"{name} / {part_name}", fits)
+        child, value, shape = _visit(part, source, meta, f"{name} / {part_name}", fits)
         children.append(child)
         parts.append(value)
+        shapes.append(shape)
     fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
     fits.append(fit)
-    return fit.index, Stack(tuple(parts), fit.index), Meta(n_columns=None)
+    return fit.index, Stack(tuple(parts), fit.index), _side_by_side(shapes)
+
+
+def _side_by_side(shapes: Sequence[Meta]) -> Meta:
+    widths = [shape.width for shape in shapes]
+    known = None if any(width is None for width in widths) else sum(width or 0 for width in widths)
+    return Meta(n_columns=known, sparse=any(shape.sparse for shape in shapes))
 
 
 def _visit_columns(
@@ -147,8 +157,10 @@ def _visit_columns(
         )
     children: list[int | None] = []
     parts: list[Expression] = []
+    shapes: list[Meta] = []
     sparse: list[int] = []
     wants: list[tuple[Any, Expression]] = []
+    widths: list[int | None] = []
     taken: set[int] = set()
     chosen = [(n, t, _selected(c, meta, f"{name} / {n}")) for n, t, c in est.transformers]
     for _, _, positions in chosen:
@@ -157,6 +169,7 @@ def _visit_columns(
     for part_name, part, positions in [*chosen, ("remainder", est.remainder, rest)]:
         if not positions or (isinstance(part, str) and part == "drop"):
             children.append(None)
+            widths.append(0)
             continue
         value: Expression = Columns(source, positions)
         shape = _columns_of(meta, positions)
@@ -166,14 +179,26 @@ def _visit_columns(
             child, value, shape = _visit(part, value, shape, f"{name} / {part_name}", fits)
             children.append(child)
         parts.append(value)
+        shapes.append(shape)
+        widths.append(shape.width)
         if shape.sparse:
             sparse.append(len(children) - 1)
             wants.append((Nonzeros, value))
     fit = Fit(
-        len(fits), name, est, source, meta, _COMPOSITE, tuple(children), tuple(wants), False, tuple(sparse)
+        len(fits),
+        name,
+        est,
+        source,
+        meta,
+        _COMPOSITE,
+        tuple(children),
+        tuple(wants),
+        is_leaf=False,
+        sparse_children=tuple(sparse),
+        widths=tuple(widths),
     )
     fits.append(fit)
-    return fit.index, Stack(tuple(parts), fit.index), Meta(n_columns=None, sparse=bool(sparse))
+    return fit.index, Stack(tuple(parts), fit.index), _side_by_side(shapes)
 
 
 def _width(meta: Meta, name: str) -> int:
@@ -295,8 +320,11 @@ def _finish_union(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[A
 def _finish_columns(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
     """Fit a ColumnTransformer around parts that are fitted already, on one made-up row."""
     X = _made_up_row(fit.meta)
-    parts = [child and _Finished(child.estimator, n_outputs(child.estimator)) for child in children]
-    outer = clone(fit.estimator)
+    parts = [
+        child and _Finished(child.estimator, n_outputs(child.estimator) if width is None else width)
+        for child, width in zip(children, fit.widths, strict=True)
+    ]
+    outer = clone(fit.estimator).set_params(n_jobs=None, verbose=False)
     outer.transformers = [
         (name, part or original, columns)
         for (name, original, columns), part in zip(fit.estimator.transformers, parts[:-1], strict=True)
@@ -307,8 +335,9 @@ def _finish_columns(fit: Fit, children: Sequence[Fitted | None], stats: Sequence
         (name, part.fitted if isinstance(part, _Finished) else part, columns)
         for name, part, columns in outer.transformers_
     ]
-    outer.transformers = clone(fit.estimator).transformers
-    outer.remainder = clone(fit.estimator).remainder
+    given = clone(fit.estimator)
+    for name in ("transformers", "remainder", "n_jobs", "verbose"):
+        setattr(outer, name, getattr(given, name))
     _restore_remainder(outer)
     names = [*(name for name, _, _ in outer.transformers), "remainder"]
     outer.sparse_output_ = (

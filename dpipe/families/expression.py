@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpipe.blocks.matrix import hstack, is_sparse, learner_matrix, to_matrix
+from dpipe.blocks.matrix import OneHot, hstack, is_sparse, learner_matrix, to_matrix
 from dpipe.blocks.table import Block, select
 from dpipe.families.registry import Fitted
 
@@ -127,8 +127,13 @@ def evaluate_for_learner(
     return learner_matrix(evaluate(expression, block, fitted, {}), order)
 
 
+def written_out(value: Block) -> Block:
+    """Write out one-hot codes; leave any other block as it is."""
+    return to_matrix(value) if isinstance(value, OneHot) else value
+
+
 def apply(fitted: Fitted, value: Block) -> Block:
     """Transform one block with a fitted estimator: by its kernel, or by its own `transform`."""
     if fitted.way.transform is not None:
-        return fitted.way.transform(fitted.estimator, value)
+        return fitted.way.transform(fitted.estimator, written_out(value))
     return fitted.estimator.transform(to_matrix(value))

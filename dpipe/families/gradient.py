@@ -68,7 +68,10 @@ def learn(learner: Estimator, classes: np.ndarray | None, rows: Rows, position: 
     arguments = {} if classes is None else {"classes": classes}
     if rows.w is not None:
         arguments["sample_weight"] = rows.w
-    learner.partial_fit(rows.X, rows.y, **arguments)
+    try:
+        learner.partial_fit(rows.X, rows.y, **arguments)
+    except ValueError as err:
+        raise InputError(f"{type(learner).__name__}, block {position[1]}: {err}") from err
     return learner.set_params(**kept)
 
 

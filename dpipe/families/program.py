@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from sklearn import config_context
 
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.table import n_rows
@@ -22,6 +23,7 @@ from dpipe.families.expression import (
     evaluate,
     evaluate_for_learner,
     narrowed,
+    written_out,
 )
 from dpipe.families.registry import Estimator, Fitted, Meta, Weighted
 from dpipe.run import PassState, states_of
@@ -83,9 +85,15 @@ class Collector:
                 value = None
             else:
                 local = narrowed(expression, position_of) if position_of else expression
-                value = evaluate(local, rows.X, known.fitted, memo)
+                with _arrays():
+                    value = written_out(evaluate(local, rows.X, known.fitted, memo))
             found.append(want.of(value, rows.y, rows.w if isinstance(want, Weighted) else None))
         return tuple(found)
+
+
+def _arrays() -> Any:
+    """Have transformers give arrays, whatever `sklearn.set_config` says in this thread."""
+    return config_context(transform_output="default")
 
 
 def _positions(step: ProgramPass) -> dict[int, int]:
@@ -108,7 +116,8 @@ class Preparer:
         local = narrowed(source, position_of) if position_of else source
         learner, classes = known.starts[self.step.learner.index]
         order = gradient.learning_order(learner, classes, n_rows(rows.X), position, self.lengths)
-        matrix = evaluate_for_learner(local, rows.X, known.fitted, order)
+        with _arrays():
+            matrix = evaluate_for_learner(local, rows.X, known.fitted, order)
         if order is None:
             return Rows(matrix, rows.y, rows.w)
         y, w = (None if values is None else values[order] for values in (rows.y, rows.w))
@@ -157,7 +166,8 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
     try:
         if not fit.is_leaf:
             children = [None if child is None else known.fitted[child] for child in fit.children]
-            estimator = finish_composite(fit, children, stats)
+            with _arrays():
+                estimator = finish_composite(fit, children, stats)
         elif fit.way.kind == "stream":
             return replace(known, starts={**known.starts, fit.index: gradient.start(fit.estimator, stats)})
         else:

@@ -1,10 +1,12 @@
 """Transformers that learn nothing from the data: no pass at all."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer
 
@@ -29,11 +31,11 @@ def sample(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _output_of_function(estimator: Estimator, meta: Meta) -> Meta:
-    """Call the function on no rows, to see what columns it gives."""
-    if meta.frame is None:
-        return Meta(n_columns=None, dtype=meta.dtype)
+    """Call the function on no rows of a frame, or on one of a matrix, to see what columns it gives."""
     if estimator.func is None:
         return meta
+    if meta.frame is None:
+        return _output_of_matrix(estimator, meta)
     try:
         result = estimator.func(meta.frame.copy(), **(estimator.kw_args or {}))
     except Exception as err:
@@ -42,12 +44,22 @@ def _output_of_function(estimator: Estimator, meta: Meta) -> Meta:
             f"FunctionTransformer: {name} fails on a frame without rows: {type(err).__name__}: {err}. "
             "Its output columns are found that way before anything is read; let it accept an empty frame."
         ) from err
-    if isinstance(result, pd.DataFrame):
-        return Meta(frame=result.iloc[:0])
-    if hasattr(result, "nnz"):
-        return Meta(n_columns=result.shape[1], dtype=result.dtype, sparse=True)
+    return Meta(frame=result.iloc[:0]) if isinstance(result, pd.DataFrame) else _meta_of_matrix(result)
+
+
+def _output_of_matrix(estimator: Estimator, meta: Meta) -> Meta:
+    row = np.ones((1, meta.width or 0), dtype=meta.dtype)
+    try:
+        result = estimator.func(sp.csr_matrix(row) if meta.sparse else row, **(estimator.kw_args or {}))
+    except Exception:  # the made-up row need not suit it: its output is seen when there is a real one
+        return Meta(dtype=meta.dtype, sparse=meta.sparse)
+    return _meta_of_matrix(result) if meta.width else replace(_meta_of_matrix(result), n_columns=None)
+
+
+def _meta_of_matrix(result: Any) -> Meta:
     width = result.shape[1] if getattr(result, "ndim", 1) == 2 else None
-    return Meta(n_columns=width, dtype=np.dtype(getattr(result, "dtype", np.float64)))
+    dtype = np.dtype(getattr(result, "dtype", np.float64))
+    return Meta(n_columns=width, dtype=dtype, sparse=hasattr(result, "nnz"))
 
 
 add(FunctionTransformer, Way("stateless", _finish, output=_output_of_function))

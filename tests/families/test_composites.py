@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.impute import SimpleImputer
@@ -254,3 +255,74 @@ def test_names_that_are_not_text():
     frame = pd.DataFrame({0: [1.0, 2.0, 4.0], 1: [0.0, 1.0, 5.0]})
     estimator = make_column_transformer((StandardScaler(), [1]), remainder="passthrough")
     check_fitted(fit(estimator, frame), clone(estimator).fit(frame), frame)
+
+
+def widened(values):
+    return np.c_[np.asarray(values), np.asarray(values) ** 2]
+
+
+def with_prefix(frame):
+    return frame.add_prefix("made_").assign(sum=frame.sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        make_column_transformer((FunctionTransformer(widened), ["plain", "more"]), (StandardScaler(), ["more"])),
+        make_column_transformer((make_pipeline(StandardScaler(), FunctionTransformer(widened)), ["plain", "more"])),
+        make_column_transformer((make_union(StandardScaler(), FunctionTransformer(widened)), ["more"])),
+        make_column_transformer((FunctionTransformer(with_prefix), ["plain", "more"]), remainder="drop"),
+    ],
+    ids=["function", "after a scaler", "in a union", "of a frame"],
+)
+def test_functions_that_change_the_number_of_columns(estimator):
+    for tree_of in (estimator, make_pipeline(estimator, StandardScaler())):
+        check_fitted(fit(tree_of, in_blocks(FRAME)), clone(tree_of).fit(FRAME), FRAME)
+
+
+def test_one_hot_after_one_pass_and_after_two():
+    """The density of a part that is fitted in an earlier pass is counted from its codes."""
+    estimator = make_column_transformer(
+        (OneHotEncoder(), ["kind"]),
+        (make_pipeline(OrdinalEncoder(), OneHotEncoder(drop="first")), ["text"]),
+        (make_union(OneHotEncoder(), StandardScaler()), ["small"]),
+    )
+    X = in_blocks(FRAME)
+    for threshold in (0.3, 0.5, 0.6):
+        estimator.set_params(sparse_threshold=threshold)
+        check_fitted(fit(estimator, X), clone(estimator).fit(FRAME), FRAME)
+
+
+@pytest.mark.parametrize("last", [StandardScaler(with_mean=False), MinMaxScaler(), SimpleImputer(), OrdinalEncoder()])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_transformers_after_a_one_hot_encoder(last, sparse):
+    if sparse and isinstance(last, MinMaxScaler | OrdinalEncoder):
+        pytest.skip("takes no sparse matrix")
+    estimator = make_pipeline(OneHotEncoder(sparse_output=sparse), last)
+    frame = FRAME[["text", "small"]]
+    check_fitted(fit(estimator, in_blocks(frame)), clone(estimator).fit(frame), frame)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_least_squares_after_a_one_hot_encoder(sparse):
+    estimator = make_pipeline(OneHotEncoder(sparse_output=sparse, drop="first"), Ridge(tol=1e-12))
+    frame = FRAME[["text", "small", "more"]]
+    expected = clone(estimator).fit(frame[["text", "small"]], frame["more"])
+    result = fit(estimator, in_blocks(frame), "more")
+    np.testing.assert_allclose(result[-1].coef_, expected[-1].coef_, rtol=1e-6)
+    assert result[-1].solver_ == expected[-1].solver_
+
+
+def test_frames_as_output_everywhere_do_not_change_a_fit():
+    estimator = make_pipeline(tree(sparse_threshold=0, remainder="drop"), StandardScaler())
+    estimator[0].transformers[1][1][-1].set_params(sparse_output=False)
+    with config_context(transform_output="pandas"):
+        result = fit(estimator, in_blocks(FRAME))
+    assert_same(result, clone(estimator).fit(FRAME))
+
+
+def test_parallel_and_verbose_transformers(capsys):
+    estimator = tree(n_jobs=2, verbose=True)
+    result = fit(estimator, in_blocks(FRAME))
+    assert capsys.readouterr().out == ""
+    check_fitted(result, tree().fit(FRAME).set_params(n_jobs=2, verbose=True), FRAME)

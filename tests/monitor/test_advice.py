@@ -24,7 +24,7 @@ def a_pass(**changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"finished": False}, "continues from the last finished block"),
+        ({"finished": False}, "figures stop where it stopped"),
         ({"memory": MemoryRecord(GIB, measured_nbytes=2 * GIB)}, "2.00 GiB went over the budget of 1.00 GiB"),
         (
             {"memory": MemoryRecord(10 * GIB, measured_nbytes=GIB), "passes": (a_pass(),)},

@@ -111,7 +111,7 @@ def changed(**changes):
         ("{}", "format version None"),
         (changed(format_version=7), "format version 7; this dpipe reads version 1"),
         (changed(extra=1), r"lacks \[\] and has unknown \['extra'\]"),
-        (json.dumps({"format_version": 1}), r"lacks \['references', "),
+        (json.dumps({"format_version": 1}), r"lacks \['curves', "),
         (changed(seconds="soon"), "record.seconds is 'soon', which is no float"),
         (changed(workers=True), "record.workers is 'True', which is no int"),
         (changed(stages={}), "record.stages is '{}', which is no list"),
