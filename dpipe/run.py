@@ -16,7 +16,8 @@ from dask.tokenize import tokenize
 from dpipe.blocks.heap import trim
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.table import n_rows
-from dpipe.collect.source import Graph, Load, Source
+from dpipe.collect.loads import Graph, Load
+from dpipe.collect.source import Source
 from dpipe.errors import InputError
 from dpipe.monitor.events import emit
 

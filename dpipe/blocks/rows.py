@@ -37,7 +37,11 @@ def as_target(values: Any) -> np.ndarray | None:
     if isinstance(values, pd.Series) and pd.api.types.is_extension_array_dtype(values.dtype):
         # as scikit-learn does: numbers that may be missing are floats
         numeric = pd.api.types.is_numeric_dtype(values.dtype)
-        return values.to_numpy(dtype=np.float64, na_value=np.nan) if numeric else np.asarray(values, dtype=object)
+        return (
+            values.to_numpy(dtype=np.float64, na_value=np.nan)
+            if numeric
+            else np.asarray(values, dtype=object)
+        )
     if isinstance(values, pd.Series | pd.DataFrame):
         return values.to_numpy()
     raise InputError(f"y is a {type(values).__name__}; it must be a column, a series or an array.")

@@ -278,8 +278,8 @@ def _pandas_codes(series: pd.Series) -> Codes:
 def _factorized(column: Any, dtype: np.dtype[Any]) -> Codes:
     found, distinct = pd.factorize(column)
     missing: Any = np.nan
-    if dtype.kind == "O":
-        markers = {value is None for value in np.asarray(column, dtype=object)[found == -1]}
+    if column.dtype == object:
+        markers = {value is None for value in np.asarray(column)[found == -1]}
         if len(markers) > 1:
             raise InputError(MIXED_MARKERS)
         missing = None if True in markers else np.nan

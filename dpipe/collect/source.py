@@ -1,104 +1,29 @@
 """Any input as a list of blocks: what a pass reads, one fused task a block.
 
 A `Source` is made once from X, y and sample_weight of any accepted kind. It knows names, types and
-sizes without computing, and gives for each block a `Load`: a picklable callable that produces the
-`Rows` of that block inside one task, whatever graph the collections had.
+sizes without computing, and gives for each block a `Load`, whatever graph the collections had.
 """
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
-from dask._task_spec import convert_legacy_graph  # parts of Dask still write graphs of tuples
-from dask.base import flatten
 from dask.dataframe.dask_expr.io.io import FromMapProjectable
-from dask.task_spec import GraphNode
 
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.table import nbytes as block_nbytes
 from dpipe.blocks.table import plain_strings
+from dpipe.collect.loads import Graph, HeldLoad, Load, ReadLoad, array_loads, as_block, frame_loads
 from dpipe.collect.parquet import BlockSpec, ParquetReader, row_nbytes
 from dpipe.errors import BlockMismatchError, InputError
-
-Graph = dict[Any, Any]
-
-
-@dataclass(frozen=True)
-class ReadLoad:
-    """Load a block by decoding it straight to Arrow."""
-
-    reader: ParquetReader
-    block: BlockSpec
-    X: tuple[str, ...]
-    y: str | None
-    w: str | None
-    needs: tuple[Any, ...] = ()
-
-    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
-        """Decode the block: all columns in one read."""
-        wanted = dict.fromkeys([*self.X, *(name for name in (self.y, self.w) if name is not None)])
-        table = self.reader.read(self.block, list(wanted))
-        target = None if self.y is None else as_target(table.column(self.y))
-        weights = None if self.w is None else as_target(table.column(self.w))
-        return Rows(table.select(list(self.X)), target, weights)
-
-
-@dataclass(frozen=True)
-class GraphLoad:
-    """Load a block by running the tasks of a Dask graph that only this block needs."""
-
-    tasks: Graph
-    outputs: tuple[Any, ...]
-    """Keys of X, y and weights, or of one tuple of them; None where there is none."""
-    needs: tuple[Any, ...]
-    """Keys that other blocks need, too: computed outside, once."""
-    present: tuple[bool, bool, bool] | None
-    """For packed outputs: which of X, y and weights the tuple holds."""
-    where: str
-
-    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
-        """Run the tasks in order."""
-        values = dict(inputs)
-        for key, task in self.tasks.items():
-            values[key] = task({k: values[k] for k in task.dependencies})
-        found = (None if key is None else values[key] for key in self.outputs)
-        if self.present is not None:
-            packed = iter(values[self.outputs[0]])
-            found = (next(packed) if there else None for there in self.present)
-        X, y, w = found
-        return checked(Rows(_as_block(X), as_target(y), as_target(w)), self.where)
-
-
-@dataclass(frozen=True)
-class HeldLoad:
-    """A block that is in memory already."""
-
-    rows: Rows
-    needs: tuple[Any, ...] = ()
-
-    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
-        """Give the rows."""
-        return self.rows
-
-
-Load = ReadLoad | GraphLoad | HeldLoad
-
-
-def _as_block(X: Any) -> Any:
-    if isinstance(X, pd.Series | pd.DataFrame):
-        return plain_strings(X.to_frame() if isinstance(X, pd.Series) else X)
-    if sp.issparse(X):
-        return X.tocsr()
-    return X.reshape(-1, 1) if isinstance(X, np.ndarray) and X.ndim == 1 else X
 
 
 @dataclass(frozen=True)
@@ -166,11 +91,11 @@ class Source:
         names = list(self.names) if columns is None else [self.names[j] for j in columns]
         if isinstance(self.X, dd.DataFrame):
             direct = _direct_loads(self.X, self.y, self.w, names if with_X else [])
-            return ({}, direct) if direct is not None else _frame_loads(self.X[names], self.y, self.w)
+            return ({}, direct) if direct is not None else frame_loads(self.X[names], self.y, self.w)
         if isinstance(self.X, da.Array):
-            return _array_loads(self.X, self.y, self.w)
+            return array_loads(self.X, self.y, self.w)
         X = self.X if columns is None or self.frame is None else self.X[names]
-        return {}, [HeldLoad(checked(Rows(_as_block(X), as_target(self.y), as_target(self.w)), "X"))]
+        return {}, [HeldLoad(checked(Rows(as_block(X), as_target(self.y), as_target(self.w)), "X"))]
 
 
 def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:
@@ -395,91 +320,6 @@ def _projection(part: Any) -> _Projection | None:
     blocks = expression.operand("iterables")[0]
     blocks = tuple(blocks) if chosen is None else tuple(blocks[j] for j in chosen)
     return _Projection(reader, blocks, columns)
-
-
-def _pack(*parts: Any) -> tuple[Any, ...]:
-    return parts
-
-
-def _frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[Load]]:
-    parts = [part for part in (X, y, w) if part is not None]
-    # one expression for all parts: Dask then reads what they share once
-    packed = dd.map_partitions(
-        _pack,
-        *parts,
-        align_dataframes=False,
-        meta=pd.Series([], dtype=object),
-        enforce_metadata=False,
-        token="dpipe-pack",
-    ).optimize(fuse=True)
-    keys = [(key,) for key in flatten(packed.__dask_keys__())]
-    return _inline(dict(packed.__dask_graph__()), keys, (True, y is not None, w is not None))
-
-
-def _array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[Load]]:
-    parts = [part for part in (X, y, w) if part is not None]
-    # one array of tuples for all parts: optimised apart, each would read again what they share
-    packed = da.blockwise(
-        _pack_blocks,
-        "i",
-        *(
-            item
-            for part, axes in zip(parts, "jkl", strict=False)
-            for item in (part, "i" + axes * (part.ndim - 1))
-        ),
-        dtype=object,
-        meta=np.empty(0, dtype=object),
-        align_arrays=False,
-        concatenate=False,
-        token="dpipe-pack",
-    )
-    (packed,) = dask.optimize(packed)
-    keys = [(key,) for key in flatten(packed.__dask_keys__())]
-    return _inline(dict(packed.__dask_graph__()), keys, (True, y is not None, w is not None))
-
-
-def _pack_blocks(*parts: Any) -> tuple[Any, ...]:
-    """Take the one block of columns out of each list."""
-    return tuple(part[0] if isinstance(part, list) else part for part in parts)
-
-
-def _inline(
-    graph: Graph, outputs: list[tuple[Any, ...]], present: tuple[bool, bool, bool] | None = None
-) -> tuple[Graph, list[Load]]:
-    """Move the tasks that only one block needs into that block's load.
-
-    What several blocks need (a shuffle, an array held in memory) stays outside as tasks of its own.
-    """
-    graph = convert_legacy_graph(graph)
-    reach = [_ancestors(graph, [key for key in keys if key is not None]) for keys in outputs]
-    users: dict[Any, int] = {}
-    for ancestors in reach:
-        for key in ancestors:
-            users[key] = users.get(key, 0) + 1
-    shared = {key: graph[key] for key, n in users.items() if n > 1}
-    loads: list[Load] = []
-    for i, (keys, ordered) in enumerate(zip(outputs, reach, strict=True)):
-        own = {key: graph[key] for key in ordered if users[key] == 1}
-        needs = {k for task in own.values() for k in task.dependencies if k in shared}
-        needs |= {key for key in keys if key in shared}
-        loads.append(GraphLoad(own, keys, tuple(sorted(needs, key=str)), present, f"block {i}"))
-    return shared, loads
-
-
-def _ancestors(graph: Mapping[Any, GraphNode], keys: Sequence[Any]) -> list[Any]:
-    """All tasks that some keys need, each after those that it needs."""
-    ordered: dict[Any, None] = {}
-    stack: list[tuple[Any, bool]] = [(key, False) for key in reversed(keys)]
-    while stack:
-        key, ready = stack.pop()
-        if key in ordered:
-            continue
-        if ready:
-            ordered[key] = None
-            continue
-        stack.append((key, True))
-        stack += [(k, False) for k in sorted(graph[key].dependencies, key=str) if k not in ordered]
-    return list(ordered)
 
 
 def source_name(source: Source) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from dask.dataframe.utils import meta_nonempty
@@ -155,35 +155,14 @@ def _visit_columns(
         raise UnsupportedEstimatorError(
             "ColumnTransformer(transformer_weights=...) is not supported. Use None."
         )
-    children: list[int | None] = []
-    parts: list[Expression] = []
-    shapes: list[Meta] = []
-    sparse: list[int] = []
-    wants: list[tuple[Any, Expression]] = []
-    widths: list[int | None] = []
-    taken: set[int] = set()
-    chosen = [(n, t, _selected(c, meta, f"{name} / {n}")) for n, t, c in est.transformers]
-    for _, _, positions in chosen:
-        taken.update(positions)
+    chosen = [(n, part, _selected(c, meta, f"{name} / {n}")) for n, part, c in est.transformers]
+    taken = {j for _, _, positions in chosen for j in positions}
     rest = tuple(j for j in range(_width(meta, name)) if j not in taken)
-    for part_name, part, positions in [*chosen, ("remainder", est.remainder, rest)]:
-        if not positions or (isinstance(part, str) and part == "drop"):
-            children.append(None)
-            widths.append(0)
-            continue
-        value: Expression = Columns(source, positions)
-        shape = _columns_of(meta, positions)
-        if isinstance(part, str):
-            children.append(None)
-        else:
-            child, value, shape = _visit(part, value, shape, f"{name} / {part_name}", fits)
-            children.append(child)
-        parts.append(value)
-        shapes.append(shape)
-        widths.append(shape.width)
-        if shape.sparse:
-            sparse.append(len(children) - 1)
-            wants.append((Nonzeros, value))
+    parts = [
+        _visit_part(part, source, meta, positions, f"{name} / {n}", fits)
+        for n, part, positions in [*chosen, ("remainder", est.remainder, rest)]
+    ]
+    sparse = tuple(j for j, part in enumerate(parts) if part.shape.sparse)
     fit = Fit(
         len(fits),
         name,
@@ -191,14 +170,36 @@ def _visit_columns(
         source,
         meta,
         _COMPOSITE,
-        tuple(children),
-        tuple(wants),
+        children=tuple(part.child for part in parts),
+        wants=tuple((Nonzeros, parts[j].value) for j in sparse),
         is_leaf=False,
-        sparse_children=tuple(sparse),
-        widths=tuple(widths),
+        sparse_children=sparse,
+        widths=tuple(part.shape.width for part in parts),
     )
     fits.append(fit)
-    return fit.index, Stack(tuple(parts), fit.index), _side_by_side(shapes)
+    kept = [part for part in parts if part.value is not None]
+    stack = Stack(tuple(part.value for part in kept), fit.index)
+    return fit.index, stack, _side_by_side([part.shape for part in kept])
+
+
+class _Part(NamedTuple):
+    """One part of a ColumnTransformer."""
+
+    child: int | None
+    value: Any
+    """What it gives; None for nothing."""
+    shape: Meta
+
+
+def _visit_part(
+    part: Any, source: Expression, meta: Meta, positions: tuple[int, ...], name: str, fits: list[Fit]
+) -> _Part:
+    if not positions or (isinstance(part, str) and part == "drop"):
+        return _Part(None, None, Meta(n_columns=0))
+    value, shape = Columns(source, positions), _columns_of(meta, positions)
+    if isinstance(part, str):
+        return _Part(None, value, shape)
+    return _Part(*_visit(part, value, shape, name, fits))
 
 
 def _width(meta: Meta, name: str) -> int:
@@ -375,8 +376,17 @@ def n_outputs(fitted: Estimator) -> int:
         return n_outputs(last)
     try:
         return len(fitted.get_feature_names_out())
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError) as err:
+        if isinstance(fitted, FunctionTransformer | FeatureUnion) and not _keeps_width(fitted):
+            raise InputError(
+                f"{type(fitted).__name__}: how many columns it gives cannot be told. Name them, by "
+                "feature_names_out=... of its FunctionTransformer."
+            ) from err
         return int(fitted.n_features_in_)
+
+
+def _keeps_width(fitted: Estimator) -> bool:
+    return isinstance(fitted, FunctionTransformer) and fitted.func is None
 
 
 Finish = Callable[[Fit, Sequence[Fitted | None], Sequence[Any]], Estimator]

@@ -12,8 +12,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from dpipe.collect.loads import ReadLoad
 from dpipe.collect.parquet import BlockSpec, ParquetReader, read_parquet, row_nbytes
-from dpipe.collect.source import ReadLoad, open_source
+from dpipe.collect.source import open_source
 from dpipe.errors import InputError, SourceError
 from dpipe.train.fit import fit
 from tests.helpers import raise_if_computes

@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 
 from dpipe.blocks.table import numbers
-from dpipe.collect.source import HeldLoad, ReadLoad, open_source, source_name
+from dpipe.collect.loads import HeldLoad, ReadLoad
+from dpipe.collect.source import open_source, source_name
 from dpipe.errors import BlockMismatchError, InputError
 from tests.helpers import raise_if_computes
 from tests.kernel_cases import array_blocks, csr_blocks, in_blocks, parquet_blocks

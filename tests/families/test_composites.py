@@ -23,6 +23,7 @@ from sklearn.preprocessing import (
 )
 
 from dpipe.blocks.table import plain_strings
+from dpipe.errors import InputError
 from dpipe.train.fit import fit
 from tests.kernel_cases import (
     array_blocks,
@@ -268,8 +269,12 @@ def with_prefix(frame):
 @pytest.mark.parametrize(
     "estimator",
     [
-        make_column_transformer((FunctionTransformer(widened), ["plain", "more"]), (StandardScaler(), ["more"])),
-        make_column_transformer((make_pipeline(StandardScaler(), FunctionTransformer(widened)), ["plain", "more"])),
+        make_column_transformer(
+            (FunctionTransformer(widened), ["plain", "more"]), (StandardScaler(), ["more"])
+        ),
+        make_column_transformer(
+            (make_pipeline(StandardScaler(), FunctionTransformer(widened)), ["plain", "more"])
+        ),
         make_column_transformer((make_union(StandardScaler(), FunctionTransformer(widened)), ["more"])),
         make_column_transformer((FunctionTransformer(with_prefix), ["plain", "more"]), remainder="drop"),
     ],
@@ -293,7 +298,9 @@ def test_one_hot_after_one_pass_and_after_two():
         check_fitted(fit(estimator, X), clone(estimator).fit(FRAME), FRAME)
 
 
-@pytest.mark.parametrize("last", [StandardScaler(with_mean=False), MinMaxScaler(), SimpleImputer(), OrdinalEncoder()])
+@pytest.mark.parametrize(
+    "last", [StandardScaler(with_mean=False), MinMaxScaler(), SimpleImputer(), OrdinalEncoder()]
+)
 @pytest.mark.parametrize("sparse", [True, False])
 def test_transformers_after_a_one_hot_encoder(last, sparse):
     if sparse and isinstance(last, MinMaxScaler | OrdinalEncoder):
@@ -325,4 +332,23 @@ def test_parallel_and_verbose_transformers(capsys):
     estimator = tree(n_jobs=2, verbose=True)
     result = fit(estimator, in_blocks(FRAME))
     assert capsys.readouterr().out == ""
-    check_fitted(result, tree().fit(FRAME).set_params(n_jobs=2, verbose=True), FRAME)
+    assert_same(result, tree().fit(FRAME).set_params(n_jobs=2, verbose=True))
+
+
+def test_a_width_that_cannot_be_told_is_asked_for():
+    estimator = make_column_transformer(
+        (make_union(OneHotEncoder(), FunctionTransformer(widened)), ["small"])
+    )
+    with pytest.raises(InputError, match="feature_names_out"):
+        fit(estimator, in_blocks(FRAME))
+    named = FunctionTransformer(widened, feature_names_out=lambda _, names: ["one", "two"])
+    estimator = make_column_transformer((make_union(OneHotEncoder(), named), ["small"]))
+    check_fitted(fit(estimator, in_blocks(FRAME)), clone(estimator).fit(FRAME), FRAME)
+
+
+def test_weights_without_a_taker_are_refused():
+    X = in_blocks(FRAME)
+    columns = make_column_transformer((StandardScaler(), ["plain"]))
+    for estimator in (MinMaxScaler(), columns, make_pipeline(StandardScaler(), MinMaxScaler())):
+        with pytest.raises(InputError, match="takes no sample_weight"):
+            fit(estimator, X[["plain", "more"]], None, X["small"])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.linear_model import LinearRegression, Ridge, SGDClassifier, SGDRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import (
     Binarizer,
@@ -336,3 +336,24 @@ def test_times_are_refused(estimator, kind):
 def test_infinity_is_refused(estimator, value):
     with pytest.raises(InputError, match="'x1': there is an infinite value"):
         fit(estimator, array_blocks(np.array([[1.0, 0.0], [2.0, value], [3.0, value]]), (1, 1, 1)))
+
+
+@pytest.mark.parametrize("estimator", [GaussianNB(), SGDClassifier()])
+def test_missing_labels_are_refused(estimator):
+    frame = awkward_frame()[["plain", "text_holes"]]
+    with pytest.raises(InputError, match="12 labels are missing in y"):
+        fit(estimator, in_blocks(frame), "text_holes")
+
+
+def test_nullable_targets_are_floats_as_in_scikit_learn():
+    y = awkward_frame()["Whole"].fillna(0)
+    X = awkward_frame()[["plain"]]
+    assert_same(fit(GaussianNB(), in_blocks(X), in_blocks(y.to_frame())["Whole"]), GaussianNB().fit(X, y))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        fit(LinearRegression(), in_blocks(awkward_frame()[["plain", "Whole"]]), "Whole")
+
+
+def test_gaps_in_front_of_a_learner_name_the_block():
+    X = array_blocks(awkward_frame()[["holes"]].to_numpy())
+    with pytest.raises(InputError, match="SGDRegressor, block 1: Input X contains NaN"):
+        fit(SGDRegressor(), X, array_blocks(awkward_frame()["plain"].to_numpy()))

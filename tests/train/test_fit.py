@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dask.delayed import Delayed
+from distributed import Client, LocalCluster, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -234,3 +235,26 @@ def test_the_graph_has_one_task_a_block_and_pass():
     graph = dict(fit(StandardScaler(), X[["a"]], compute=False).__dask_graph__())
     assert sum(isinstance(key, tuple) for key in graph) == N_BLOCKS
     assert len(graph) < 2 * N_BLOCKS
+
+
+@pytest.mark.cluster
+def test_what_a_cluster_holds_is_not_read_again():
+    reader, X = counted()
+    with (
+        LocalCluster(processes=False, threads_per_worker=2, n_workers=1, dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        held = X.persist()
+        array = da.from_array(FRAME[["a"]].to_numpy(), chunks=(100, 1)).persist()
+        wait([held, array])
+        reader.reads.clear()
+        results = [
+            fit(StandardScaler(), held[["a"]]),
+            fit(StandardScaler(), held[["a"]].to_dask_array()),
+            fit(StandardScaler(), array),
+            fit(StandardScaler(), held[["a"]], compute=False).compute(),
+        ]
+        fit(LinearRegression(), held[["a"]], held["y"])
+    assert reader.reads == []
+    for result in results:
+        np.testing.assert_allclose(result.mean_, FRAME["a"].mean())

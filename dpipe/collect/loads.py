@@ -1,0 +1,176 @@
+"""One block of any input as a `Load`: a picklable callable that gives its `Rows` inside one task."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from dask._task_spec import convert_legacy_graph  # parts of Dask still write graphs of tuples
+from dask.base import flatten
+from dask.task_spec import GraphNode
+
+from dpipe.blocks.rows import Rows, as_target, checked
+from dpipe.blocks.table import plain_strings
+from dpipe.collect.parquet import BlockSpec, ParquetReader
+
+Graph = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class ReadLoad:
+    """Load a block by decoding it straight to Arrow."""
+
+    reader: ParquetReader
+    block: BlockSpec
+    X: tuple[str, ...]
+    y: str | None
+    w: str | None
+    needs: tuple[Any, ...] = ()
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Decode the block: all columns in one read."""
+        wanted = dict.fromkeys([*self.X, *(name for name in (self.y, self.w) if name is not None)])
+        table = self.reader.read(self.block, list(wanted))
+        target = None if self.y is None else as_target(table.column(self.y))
+        weights = None if self.w is None else as_target(table.column(self.w))
+        return Rows(table.select(list(self.X)), target, weights)
+
+
+@dataclass(frozen=True)
+class GraphLoad:
+    """Load a block by running the tasks of a Dask graph that only this block needs."""
+
+    tasks: Graph
+    output: Any
+    """Key of a tuple of X, y and weights."""
+    needs: tuple[Any, ...]
+    """Keys that other blocks need, too, or that a worker holds already: computed outside, once."""
+    present: tuple[bool, bool, bool]
+    """Which of X, y and weights the tuple holds."""
+    where: str
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Run the tasks in order."""
+        values = dict(inputs)
+        for key, task in self.tasks.items():
+            values[key] = task({k: values[k] for k in task.dependencies})
+        packed = iter(values[self.output])
+        X, y, w = (next(packed) if there else None for there in self.present)
+        return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
+
+
+@dataclass(frozen=True)
+class HeldLoad:
+    """A block that is in memory already."""
+
+    rows: Rows
+    needs: tuple[Any, ...] = ()
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Give the rows."""
+        return self.rows
+
+
+Load = ReadLoad | GraphLoad | HeldLoad
+
+
+def as_block(X: Any) -> Any:
+    """Give X as one of the kinds that a block may have."""
+    if isinstance(X, pd.Series | pd.DataFrame):
+        return plain_strings(X.to_frame() if isinstance(X, pd.Series) else X)
+    if sp.issparse(X):
+        return X.tocsr()
+    return X.reshape(-1, 1) if isinstance(X, np.ndarray) and X.ndim == 1 else X
+
+
+def _pack(*parts: Any) -> tuple[Any, ...]:
+    return parts
+
+
+def frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[Load]]:
+    """Give what loads each partition, and the tasks that several of them share."""
+    parts = [part for part in (X, y, w) if part is not None]
+    # one expression for all parts: Dask then reads what they share once
+    packed = dd.map_partitions(
+        _pack,
+        *parts,
+        align_dataframes=False,
+        meta=pd.Series([], dtype=object),
+        enforce_metadata=False,
+        token="dpipe-pack",
+    ).optimize(fuse=True)
+    return _inline(dict(packed.__dask_graph__()), packed, (True, y is not None, w is not None))
+
+
+def array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[Load]]:
+    """Give what loads each block of rows, and the tasks that several of them share."""
+    parts = [part for part in (X, y, w) if part is not None]
+    # one array of tuples for all parts: optimised apart, each would read again what they share
+    packed = da.blockwise(
+        _pack_blocks,
+        "i",
+        *(
+            item
+            for part, axes in zip(parts, "jkl", strict=False)
+            for item in (part, "i" + axes * (part.ndim - 1))
+        ),
+        dtype=object,
+        meta=np.empty(0, dtype=object),
+        align_arrays=False,
+        concatenate=False,
+        token="dpipe-pack",
+    )
+    (optimised,) = dask.optimize(packed)
+    # optimising loses the futures of an array that a cluster holds
+    return _inline(
+        {**packed.__dask_graph__(), **optimised.__dask_graph__()},
+        optimised,
+        (True, y is not None, w is not None),
+    )
+
+
+def _pack_blocks(*parts: Any) -> tuple[Any, ...]:
+    """Take the one block of columns out of each list."""
+    return tuple(part[0] if isinstance(part, list) else part for part in parts)
+
+
+def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tuple[Graph, list[Load]]:
+    """Move the tasks that only one block needs into that block's load.
+
+    What several blocks need (a shuffle, an array held in memory) stays outside as tasks of its own, and
+    so does what a cluster holds already: its futures.
+    """
+    keys = list(flatten(packed.__dask_keys__()))
+    graph = convert_legacy_graph(given)
+    reach = [_ancestors(graph, key) for key in keys]
+    users = Counter(key for ancestors in reach for key in ancestors)
+    outside = {key for key, n in users.items() if n > 1 or key not in graph}
+    loads: list[Load] = []
+    for i, (output, ordered) in enumerate(zip(keys, reach, strict=True)):
+        own = {key: graph[key] for key in ordered if key not in outside}
+        needs = {k for task in own.values() for k in task.dependencies if k in outside}
+        needs |= {output} & outside
+        loads.append(GraphLoad(own, output, tuple(sorted(needs, key=str)), present, f"block {i}"))
+    return {key: graph[key] if key in graph else given[key] for key in outside}, loads
+
+
+def _ancestors(graph: Mapping[Any, GraphNode], output: Any) -> list[Any]:
+    """All tasks that a key needs, each after those that it needs itself."""
+    ordered: dict[Any, None] = {}
+    stack: list[tuple[Any, bool]] = [(output, False)]
+    while stack:
+        key, ready = stack.pop()
+        if key in ordered:
+            continue
+        if ready or key not in graph:  # a future has no task here
+            ordered[key] = None
+            continue
+        stack.append((key, True))
+        stack += [(k, False) for k in sorted(graph[key].dependencies, key=str) if k not in ordered]
+    return list(ordered)
