@@ -275,6 +275,9 @@ class Pipeline:
     def deploy(self, model: Delayed, report: Delayed | None = None, *, to: str = "bundle") -> Delayed:
         """Write the trained model as a bundle: skops model, input schema, metrics, versions.
 
+        The bundle takes what the model takes: steps of `preprocess` are not part of it. What new data needs,
+        too, belongs into the model, as a FunctionTransformer.
+
         Parameters
         ----------
         model : Delayed
