@@ -300,21 +300,15 @@ class _Finished(BaseEstimator):  # type: ignore[misc]
         return np.zeros((len(X), self.width))
 
 
-def _finish_pipeline(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
+def _finish_named(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
+    """Put fitted parts into the list of named parts that a Pipeline or a FeatureUnion keeps."""
     fitted = clone(fit.estimator)
-    fitted.steps = [
-        (name, step if child is None else child.estimator)
-        for (name, step), child in zip(fitted.steps, children, strict=True)
-    ]
-    return fitted
-
-
-def _finish_union(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
-    fitted = clone(fit.estimator)
-    fitted.transformer_list = [
+    attribute = "steps" if isinstance(fitted, Pipeline) else "transformer_list"
+    parts = [
         (name, part if child is None else child.estimator)
-        for (name, part), child in zip(fitted.transformer_list, children, strict=True)
+        for (name, part), child in zip(getattr(fitted, attribute), children, strict=True)
     ]
+    setattr(fitted, attribute, parts)
     return fitted
 
 
@@ -393,8 +387,8 @@ Finish = Callable[[Fit, Sequence[Fitted | None], Sequence[Any]], Estimator]
 
 
 _BY_TYPE: Mapping[type, Finish] = {
-    Pipeline: _finish_pipeline,
-    FeatureUnion: _finish_union,
+    Pipeline: _finish_named,
+    FeatureUnion: _finish_named,
     ColumnTransformer: _finish_columns,
 }
 

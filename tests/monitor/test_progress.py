@@ -54,9 +54,10 @@ def test_standard_error_is_where_it_goes(monkeypatch):
     assert "Fit" in sys.stderr.getvalue()
 
 
-def test_no_standard_error_at_all_is_silent(monkeypatch):
+def test_no_standard_error_at_all_is_silent(monkeypatch, capfd):
     monkeypatch.setattr(sys, "stderr", None)
     carry_out(Progress())
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("config", "shown"), [({"IPKernelApp": {}}, True), ({}, False)])
@@ -83,9 +84,11 @@ def test_one_bar_for_each_pass():
 
 
 def test_advance_and_close_do_nothing_without_a_bar():
-    progress = Progress(True, file=io.StringIO())
+    file = io.StringIO()
+    progress = Progress(True, file=file)
     progress.advance(1, 1)
     progress.close()
+    assert file.getvalue() == ""
     progress.start("Fit", 1)
     progress.close()
     progress.close()
