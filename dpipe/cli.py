@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,13 +36,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give the exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments) or 0)
+        arguments.command(arguments)
+        sys.stdout.flush()
+        return 0
     except DpipeError as err:
         print(f"dpipe: {err}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("dpipe: interrupted", file=sys.stderr)
         return 130
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Takes options anywhere among the arguments, as Unix commands do."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._mixing:  # argparse calls this method again for each of its two rounds
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            known, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
+        if unknown:  # said here, the usage that is shown is this command's
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back.",
         epilog="'dpipe COMMAND --help' explains a command.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
     _add_run(commands)
     _add_plan(commands)
     _add_predict(commands)
@@ -89,6 +115,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "settings",
         metavar="KEY=VALUE",
         nargs="*",
+        default=(),
         help="arguments of the recipe function, such as rows=2000000",
     )
     _add_resources(parser)

@@ -13,7 +13,7 @@ from typing import Any
 from dask.task_spec import DataNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
-from dpipe.blocks.heap import trim
+from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.table import n_rows
 from dpipe.collect.loads import Graph, Load
@@ -112,6 +112,7 @@ def _scan_block(
     load: Load, inputs: Sequence[Any], collect: Callable[..., Any], known: Any, name: str, i: int, n: int
 ) -> PassState:
     started = time.time()
+    keep_freed()
     rows = load(dict(zip(load.needs, inputs, strict=True)))
     states = collect(rows, known) if n_rows(rows.X) else None
     tally = Tally.of(rows, started)
@@ -137,7 +138,7 @@ def add_stream(
     graph: GraphBuilder,
     source: Source,
     columns: Sequence[int] | None,
-    prepare: Callable[[Rows, Any, tuple[int, int]], Rows],
+    prepare: Callable[[Rows, Any, tuple[int, int], Any], Rows],
     start: Callable[[Any], Any],
     learn: Callable[[Any, Rows, tuple[int, int]], Any],
     known: Any,
@@ -145,6 +146,7 @@ def add_stream(
     name: str,
     epochs: int,
     window: int,
+    given: Sequence[Any] | None = None,
 ) -> Any:
     """Add one ordered pass; the result is the key of ``(learner, tally)``.
 
@@ -154,7 +156,7 @@ def add_stream(
 
     Parameters
     ----------
-    prepare : callable ``(rows, known, (epoch, block)) -> rows``
+    prepare : callable ``(rows, known, (epoch, block), given) -> rows``
         Transforms one block; runs in parallel.
     start : callable ``(known) -> learner``
     learn : callable ``(learner, rows, (epoch, block)) -> learner``
@@ -163,6 +165,8 @@ def add_stream(
         How often the blocks are read.
     window : int
         Blocks in flight.
+    given : sequence of keys or None, optional
+        For each block a task that does not wait for the data, whose result `prepare` is given.
     """
     shared, loads = source.loads(columns)
     graph.tasks.update(shared)
@@ -174,8 +178,19 @@ def add_stream(
         epoch, i = divmod(position, len(loads))
         gate = TaskRef(steps[position - window]) if position >= window else None
         load = loads[i]
+        extra = given[i] if given else None
+        found = None if extra is None else TaskRef(extra)
         ready = graph.add_block(
-            name, position, _prepare_block, load, needs_of(load), held, TaskRef(known), (epoch, i), gate
+            name,
+            position,
+            _prepare_block,
+            load,
+            needs_of(load),
+            held,
+            TaskRef(known),
+            found,
+            (epoch, i),
+            gate,
         )
         step = graph.add(
             f"{name}-learn",
@@ -201,12 +216,14 @@ def _prepare_block(
     inputs: Sequence[Any],
     prepare: Callable[..., Rows],
     known: Any,
+    given: Any,
     position: tuple[int, int],
     gate: Any,
 ) -> tuple[Rows | None, Tally]:
     started = time.time()
+    keep_freed()
     rows = load(dict(zip(load.needs, inputs, strict=True)))
-    prepared = prepare(rows, known, position) if n_rows(rows.X) else None
+    prepared = prepare(rows, known, position, given) if n_rows(rows.X) else None
     tally = Tally.of(rows, started)
     del rows
     trim(tally.nbytes)

@@ -13,7 +13,7 @@ from dpipe.errors import InputError
 
 MIB = 2**20
 #: What one block may weigh, decoded, when the caller names neither blocks nor a budget.
-DEFAULT_BLOCK_NBYTES = 64 * MIB
+DEFAULT_BLOCK_NBYTES = 32 * MIB
 
 
 def parse_bytes(size: int | float | str) -> int:
@@ -103,3 +103,14 @@ def block_nbytes_for(memory: int, threads: int) -> int:
     102
     """
     return min(max(memory // (10 * max(threads, 1)), 4 * MIB), 256 * MIB)
+
+
+def counted(n: int, noun: str) -> str:
+    """Say how many there are.
+
+    Examples
+    --------
+    >>> counted(1, "block"), counted(1200, "block")
+    ('1 block', '1,200 blocks')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

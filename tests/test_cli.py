@@ -55,6 +55,27 @@ def test_plan_prints_passes_and_computes_nothing(recipe, capsys, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("arguments", [["rows=50", "--memory", "2GiB"], ["--memory", "2GiB", "rows=50"]])
+def test_options_may_stand_anywhere(recipe, capsys, arguments):
+    assert main(["plan", recipe, *arguments]) == 0
+    assert "budget 2.00 GiB" in capsys.readouterr().out
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(recipe, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", recipe, "--bogus"])
+    assert re.search(
+        r"usage: dpipe plan.*unrecognized arguments: --bogus", capsys.readouterr().err, re.DOTALL
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(recipe):
+    command = f"{sys.executable} -m dpipe.cli estimators | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 141)  # the list may be written before the reader leaves
+
+
 def test_predict_scores_files_and_skips_them_the_second_time(recipe, capsys, tmp_path):
     assert main(["run", recipe, "--quiet"]) == 0
     pd.DataFrame({"x": [1.0, 2.0, 3.0]}).to_parquet(tmp_path / "new.parquet")

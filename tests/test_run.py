@@ -120,7 +120,7 @@ def test_each_pass_reads_each_block_once_for_x_and_y_together():
 def test_a_stream_keeps_its_window():
     ready, learned, ahead = [], [], []
 
-    def prepare(rows, known, position):
+    def prepare(rows, known, position, given):
         ready.append(position)
         ahead.append(len(ready) - len(learned))
         return rows

@@ -1,34 +1,58 @@
-"""Give memory that was freed back to the operating system.
+"""Let what one block has freed serve the next one, and give it back once in a while.
 
-Threads that decode large blocks leave free memory scattered over the allocator's arenas, where it is
-kept: over hundreds of blocks a process then grows though it holds nothing. Dask's nannies set the
-allocator up for that before a worker starts; a process that is running already can only be trimmed.
+Memory that is fetched from the operating system is cleared page by page, which can take longer than
+the work that is done in it. By default the C library and Arrow's own allocator return large pieces as
+soon as they are free; and Dask's nannies tell their workers to return even small ones.
 """
 
 import ctypes
 import functools
-from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
 
 #: Trimming walks the heap, and what it gives back must be fetched again: done once in a while.
-_WORTH_NBYTES = 128 * 2**20
+_WORTH_NBYTES = 1024 * 2**20
+#: Pieces up to this size are kept when they are freed, until the heap is trimmed.
+_KEPT_NBYTES = 512 * 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _worked_on = 0
 
 
 @functools.lru_cache(maxsize=1)
-def _trimmer() -> Callable[[int], int] | None:
+def _glibc() -> Any:
+    """The C library, if its allocator is glibc's; others give memory back by themselves."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        library = ctypes.CDLL(None)
+        library.malloc_trim.argtypes = [ctypes.c_size_t]
+        library.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
     except (AttributeError, OSError):
-        return None  # not glibc: other allocators give memory back by themselves
-    trim.argtypes = [ctypes.c_size_t]
-    return trim
+        return None
+    return library
+
+
+@functools.lru_cache(maxsize=1)
+def keep_freed() -> None:
+    """Keep freed memory in this process for the next block, from now on; Arrow's as well as NumPy's."""
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_NBYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_NBYTES)
+        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def trim(freed_nbytes: int) -> None:
     """Give free memory back, once blocks of some size in all have been worked on."""
     global _worked_on
     _worked_on += freed_nbytes  # a lost race between threads only delays the next time
-    give_back = _trimmer()
-    if give_back is not None and _worked_on >= _WORTH_NBYTES:
-        _worked_on = 0
-        give_back(0)
+    if _worked_on >= _WORTH_NBYTES:
+        give_back()
+
+
+def give_back() -> None:
+    """Give all free memory back."""
+    global _worked_on
+    _worked_on = 0
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)

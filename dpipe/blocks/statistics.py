@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import scipy.sparse as sp
 
-from dpipe.blocks.table import MIXED_MARKERS, Block, codes, n_columns, n_rows, numbers
+from dpipe.blocks.table import MIXED_MARKERS, Block, codes, double_columns, n_columns, n_rows, numbers
 from dpipe.errors import InputError
 
 
@@ -47,15 +47,12 @@ class Moments:
     @classmethod
     def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
         """Read one block."""
-        matrix = numbers(X)
-        if sp.issparse(matrix):
-            return cls._of_sparse(matrix, w)
-        k = matrix.shape[1]
-        count, mean, m2 = np.zeros(k), np.zeros(k), np.zeros(k)
-        observed = np.zeros(k, dtype=np.int64)
-        for j in range(k):
-            observed[j], count[j], mean[j], m2[j] = _column_moments(matrix[:, j], w)
-        return cls(len(matrix), count, observed, mean, m2, matrix.dtype, w is not None)
+        if sp.issparse(X):
+            return cls._of_sparse(numbers(X), w)
+        dtype, columns = double_columns(X)
+        found = [_column_moments(values, gaps, w) for values, gaps in columns]
+        observed, count, mean, m2 = np.array(found, dtype=np.float64).reshape(-1, 4).T.copy()
+        return cls(n_rows(X), count, observed.astype(np.int64), mean, m2, dtype, w is not None)
 
     @classmethod
     def _of_sparse(cls, matrix: Any, w: np.ndarray | None) -> Self:
@@ -102,10 +99,10 @@ class Moments:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # infinity is refused when all blocks are joined
-def _column_moments(column: np.ndarray, w: np.ndarray | None) -> tuple[int, float, float, float]:
-    """Observed, count, mean and m2 of one column, in two sweeps so that nothing cancels."""
-    values = column.astype(np.float64)
-    gaps = np.flatnonzero(np.isnan(values))
+def _column_moments(
+    values: np.ndarray, gaps: np.ndarray, w: np.ndarray | None
+) -> tuple[int, float, float, float]:
+    """Observed, count, mean and m2 of a column, which is changed; in two sweeps, so that nothing cancels."""
     observed = len(values) - len(gaps)
     if observed == 0:
         return 0, 0.0, 0.0, 0.0
@@ -124,7 +121,7 @@ def _column_moments(column: np.ndarray, w: np.ndarray | None) -> tuple[int, floa
 def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     """Mean and m2, in place: filling a few gaps costs less than moving all other values together."""
     observed = len(values) - len(gaps)
-    known = values[0] if not len(gaps) or gaps[0] > 0 else values[np.argmin(np.isnan(values))]
+    known = values[_first_not_in(gaps)]
     values[gaps] = known
     if values[-1] == known and (values == known).all():
         # the rounding of a sum would give it a spread, which one more scaler would blow up to one
@@ -136,6 +133,12 @@ def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     correction = float(values.sum())
     np.square(values, out=values)
     return mean, float(values.sum()) - correction**2 / observed
+
+
+def _first_not_in(gaps: np.ndarray) -> int:
+    """The first position that is not in a sorted list of some."""
+    beside = np.flatnonzero(gaps != np.arange(len(gaps)))
+    return int(beside[0]) if len(beside) else len(gaps)
 
 
 @dataclass(frozen=True)

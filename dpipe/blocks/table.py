@@ -5,8 +5,8 @@ A block is a `pyarrow.Table` (strings as dictionary codes), a `pandas.DataFrame`
 one column-major matrix, because every statistic and every scaler works column by column.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,17 @@ def select(block: Block, columns: Sequence[int]) -> Block:
     return block[:, list(columns)]
 
 
+def take_rows(block: Block, rows: slice) -> Block:
+    """Take a range of rows of a block, without a copy where it can be done."""
+    if isinstance(block, pa.Table):
+        return block.slice(rows.start, rows.stop - rows.start)
+    if isinstance(block, pd.DataFrame):
+        return block.iloc[rows]
+    if isinstance(block, Categories):
+        return Categories(tuple(replace(column, codes=column.codes[rows]) for column in block.columns))
+    return block[rows]
+
+
 def to_pandas(block: Block) -> Block:
     """Give scikit-learn what it knows: a frame for a table, arrays as they are."""
     if isinstance(block, pa.Table):
@@ -162,15 +173,46 @@ def numbers(block: Block) -> Block:
     columns = _columns(block)
     out = np.empty((n_rows(block), len(columns)), dtype=float_dtype(_numpy_dtypes(block)), order="F")
     for j, (name, column) in enumerate(columns):
-        try:
-            _fill(out[:, j], column)
-        except (TypeError, ValueError, pa.ArrowException) as err:
-            kind = column.type if isinstance(column, pa.ChunkedArray) else column.dtype
-            raise InputError(
-                f"Column {name!r} is not numeric: its type is {kind}. "
-                "Encode it first (OneHotEncoder, OrdinalEncoder), or leave it out."
-            ) from err
+        _fill_named(out[:, j], name, column)
     return out
+
+
+def double_columns(block: Block) -> tuple[np.dtype[Any], Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """Give the float type of `numbers`, and one column after another: float64 values, and where they are missing.
+
+    What stands at a missing place has no meaning. The caller may change the values, which are gone when the
+    next column is asked for: only one is held at a time.
+
+    Raises
+    ------
+    InputError
+        If a column is not numeric.
+    """
+    if isinstance(block, pa.Table | pd.DataFrame):
+        return float_dtype(_numpy_dtypes(block)), _filled(block)
+    matrix = numbers(block)
+    doubles = (matrix[:, j].astype(np.float64) for j in range(matrix.shape[1]))
+    return matrix.dtype, ((values, np.flatnonzero(np.isnan(values))) for values in doubles)
+
+
+def _filled(block: pa.Table | pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    out = np.empty(n_rows(block))
+    for name, column in _columns(block):
+        gaps = _fill_named(out, name, column, missing=0.0)
+        if np.isnan(out.sum()):  # missing values can also stand as NaN among the others
+            gaps = np.union1d(gaps, np.flatnonzero(np.isnan(out)))
+        yield out, gaps
+
+
+def _fill_named(out: np.ndarray, name: Any, column: Any, missing: float = np.nan) -> np.ndarray:
+    try:
+        return _fill(out, column, missing)
+    except (TypeError, ValueError, pa.ArrowException) as err:
+        kind = column.type if isinstance(column, pa.ChunkedArray) else column.dtype
+        raise InputError(
+            f"Column {name!r} is not numeric: its type is {kind}. "
+            "Encode it first (OneHotEncoder, OrdinalEncoder), or leave it out."
+        ) from err
 
 
 def owned_numbers(block: Block) -> Block:
@@ -205,8 +247,8 @@ def _numpy_dtypes(block: pa.Table | pd.DataFrame) -> list[Any]:
     return list(block.dtypes)
 
 
-def _fill(out: np.ndarray, column: Any) -> None:
-    """Write one column into `out`, missing as NaN."""
+def _fill(out: np.ndarray, column: Any, missing: float) -> np.ndarray:
+    """Write one column into `out`, its nulls as `missing`; give where an Arrow column has nulls."""
     if isinstance(column, pa.ChunkedArray):
         if not (
             pa.types.is_floating(column.type)
@@ -215,30 +257,43 @@ def _fill(out: np.ndarray, column: Any) -> None:
             or pa.types.is_decimal(column.type)
         ):
             raise TypeError(f"{column.type} is not numeric")
-        start = 0
+        start, nulls = 0, [np.empty(0, dtype=np.intp)]
         for chunk in column.chunks:
             values = chunk if pa.types.is_floating(chunk.type) else chunk.cast(pa.float64())
-            _fill_floats(out[start : start + len(chunk)], values)
+            nulls.append(start + _fill_floats(out[start : start + len(chunk)], values, missing))
             start += len(chunk)
-    elif isinstance(column.dtype, np.dtype):
+        return np.concatenate(nulls)
+    if isinstance(column.dtype, np.dtype):
         if column.dtype.kind in "mM":
             raise TypeError(f"{column.dtype} is not numeric")
         out[:] = column.to_numpy()
     else:
         out[:] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.empty(0, dtype=np.intp)
 
 
-def _fill_floats(out: np.ndarray, values: pa.Array) -> None:
-    """Copy floats and then mark the gaps; Arrow's own conversion copies twice where there are any."""
+def _fill_floats(out: np.ndarray, values: pa.Array, missing: float) -> np.ndarray:
+    """Copy floats and then mark the nulls; Arrow's own conversion copies twice where there are any."""
     validity, data = values.buffers()
     if data is None:
-        out[:] = np.nan
-        return
-    span = slice(values.offset, values.offset + len(values))
-    out[:] = np.frombuffer(data, dtype=values.type.to_pandas_dtype())[span]
-    if values.null_count and validity is not None:
-        bits = np.frombuffer(validity, dtype=np.uint8)
-        out[np.flatnonzero(np.unpackbits(bits, bitorder="little")[span] == 0)] = np.nan
+        out[:] = missing
+        return np.arange(len(out))
+    out[:] = np.frombuffer(data, dtype=values.type.to_pandas_dtype())[values.offset :][: len(values)]
+    if not values.null_count or validity is None:
+        return np.empty(0, dtype=np.intp)
+    nulls = _null_positions(validity, values.offset, len(values))
+    out[nulls] = missing
+    return nulls
+
+
+def _null_positions(validity: pa.Buffer, offset: int, n: int) -> np.ndarray:
+    """Positions of the zero bits among `n` bits from `offset` on; only octets that have one are unpacked."""
+    first = offset // 8
+    octets = np.frombuffer(validity, dtype=np.uint8)[first : -(-(offset + n) // 8)]
+    some = np.flatnonzero(octets != 255)
+    zeros = np.flatnonzero(np.unpackbits(octets[some], bitorder="little") == 0)
+    found = 8 * some[zeros >> 3] + (zeros & 7) - (offset - 8 * first)
+    return found[np.searchsorted(found, 0) : np.searchsorted(found, n)]
 
 
 def codes(block: Block, j: int) -> Codes:

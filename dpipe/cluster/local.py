@@ -1,6 +1,7 @@
 """Choose where to run: the caller's client, Dask's configured scheduler, or an embedded cluster."""
 
 import contextlib
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import psutil
 from distributed import Client, LocalCluster, get_worker
 from distributed.client import default_client
 
+from dpipe.blocks.heap import give_back
 from dpipe.errors import InputError
 from dpipe.sizes import MIB
 
@@ -144,7 +146,24 @@ def _dashboard_link() -> str:
 
 def compute(value: Any, client: Client | None) -> Any:
     """Compute one Delayed: by the client if there is one, else as Dask is configured."""
-    if client is None:
-        scheduler = dask.config.get("scheduler", None) or "synchronous"
-        return value.compute(scheduler=scheduler)
-    return client.compute(value, sync=True)
+    try:
+        with _short_collections():
+            if client is None:
+                scheduler = dask.config.get("scheduler", None) or "synchronous"
+                return value.compute(scheduler=scheduler)
+            return client.compute(value, sync=True)
+    finally:
+        give_back()
+
+
+@contextlib.contextmanager
+def _short_collections() -> Iterator[None]:
+    """Keep Python's garbage collector off what is there already: walking it stops all threads for long."""
+    if gc.get_freeze_count():  # somebody else's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

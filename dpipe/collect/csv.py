@@ -26,7 +26,7 @@ def read_csv(
     source : path, glob, folder, URL, or a sequence of them
     columns : sequence of str, optional
         Columns to keep; default all.
-    block_nbytes : int or str, default "64 MiB"
+    block_nbytes : int or str, default "32 MiB"
         Bytes of text in a block.
     storage_options : dict, optional
         For fsspec.

@@ -140,7 +140,7 @@ def read_parquet(
     schema : pyarrow.Schema, optional
         Names and types that every file is given; names match regardless of case, a column that a file
         lacks is null there. By default all files must have the schema of the first one.
-    block_nbytes : int or str, default "64 MiB"
+    block_nbytes : int or str, default "32 MiB"
         Decoded size of a block. Row groups of a file are joined up to it, never split.
     memory : int or str, optional
         Choose `block_nbytes` for this memory budget instead.

@@ -110,7 +110,7 @@ def score_files(
     keep : sequence of str
         Columns of the input to copy to the output, before those of the predictions: "prediction", or
         "probability_no" and "probability_yes" and the like.
-    block_nbytes : int or str, default "64 MiB", or less if `memory` asks for it
+    block_nbytes : int or str, default "32 MiB", or less if `memory` asks for it
         Decoded size of the rows that are worked on at a time.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.

@@ -1,7 +1,8 @@
 """OneHotEncoder and OrdinalEncoder: one pass, from the counts of the distinct values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.base import clone
@@ -9,7 +10,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 from dpipe.blocks.matrix import OneHot
 from dpipe.blocks.statistics import Nonzeros, ValueCounts
-from dpipe.blocks.table import Block, Codes, codes, n_columns
+from dpipe.blocks.table import Block, Codes, codes, n_columns, n_rows
 from dpipe.errors import UnsupportedEstimatorError
 from dpipe.families import stand_in
 from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
@@ -29,29 +30,82 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     return clone(estimator).fit(stand_in.of_values(counts, meta))
 
 
-def _distinct(fitted: Estimator, block: Block) -> tuple[list[np.ndarray], Any]:
-    """Codes of each column into the rows of a small table of the distinct values of this block.
+class _Lookup:
+    """What an encoder makes of each value of one column, found out once: its categories stand in every block."""
 
-    The encoder itself then transforms that table, with all of its options, instead of the block.
+    def __init__(self, categories: np.ndarray) -> None:
+        self.categories = frozenset(categories.tolist())
+        self.missing_is_category = any(_is_missing(value) for value in categories[-2:].tolist())
+        self.rows: dict[Any, Any] = {}
+
+    def keeps(self, key: Any) -> bool:
+        """Tell whether a value may come again; there is no end of values that are no category."""
+        return self.missing_is_category if key is _MISSING else key in self.categories
+
+
+_MISSING = object()
+_lookups: WeakKeyDictionary[Estimator, tuple[list[np.ndarray], dict[Any, list[_Lookup]]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value
+
+
+def _lookups_of(fitted: Estimator, dtypes: Sequence[np.dtype[Any]]) -> list[_Lookup]:
+    """Give the look-ups of a fitted encoder for columns of these types (1 and True are equal keys)."""
+    categories, by_types = _lookups.get(fitted, (None, {}))
+    if categories is not fitted.categories_:  # it was fitted again
+        by_types = {}
+        _lookups[fitted] = (fitted.categories_, by_types)
+    return by_types.setdefault(tuple(map(str, dtypes)), [_Lookup(found) for found in fitted.categories_])
+
+
+def _encoded(
+    fitted: Estimator, block: Block, read: Callable[[np.ndarray], list[np.ndarray]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Encode the distinct values of each column of a block: codes into them, and what each becomes.
+
+    The encoder itself transforms a small table of the values that it has not met yet, with all of its
+    options. `read` takes the encoded table apart, into one entry a value for each column.
     """
-    found, columns, dtypes = [], [], []
-    for j in range(n_columns(block)):
-        column = codes(block, j)
-        index, values = _used(column, fitted.categories_[j])
-        if len(index) and index.min() < 0:
-            index = np.where(index < 0, len(values), index)
-            values = [*values, column.missing]
-        found.append(index)
-        columns.append(values)
-        floats = column.dtype.kind not in "fO" and bool(len(column.codes)) and column.codes.min() < 0
-        dtypes.append(np.dtype("float64") if floats else column.dtype)
-    names = getattr(fitted, "feature_names_in_", None)
-    return found, stand_in.padded(columns, dtypes, names)
+    columns = [codes(block, j) for j in range(n_columns(block))]
+    dtypes = [_dtype(column) for column in columns]
+    lookups = _lookups_of(fitted, dtypes)
+    used = [_used(column, lookup.categories) for column, lookup in zip(columns, lookups, strict=True)]
+    keys = [[*values, _MISSING] if len(index) and index.min() < 0 else values for index, values in used]
+    new = [
+        [key for key in mine if key not in lookup.rows] for mine, lookup in zip(keys, lookups, strict=True)
+    ]
+    found: list[dict[Any, Any]] = [{} for _ in columns]
+    if any(new):
+        asked = [unknown or mine[:1] for unknown, mine in zip(new, keys, strict=True)]
+        values = [
+            [column.missing if key is _MISSING else key for key in mine]
+            for column, mine in zip(columns, asked, strict=True)
+        ]
+        table = stand_in.padded(values, dtypes, getattr(fitted, "feature_names_in_", None))
+        encoded = fitted.transform(table)
+        parts = read(encoded.toarray() if hasattr(encoded, "toarray") else encoded)
+        for lookup, mine, part, answer in zip(lookups, asked, parts, found, strict=True):
+            answer.update(zip(mine, part.tolist(), strict=False))
+            lookup.rows.update((key, row) for key, row in answer.items() if lookup.keeps(key))
+    made = []
+    for (index, _), mine, lookup, answer in zip(used, keys, lookups, found, strict=True):
+        rows = [answer[key] if key in answer else lookup.rows[key] for key in mine]
+        made.append((index, np.array(rows)))
+    return made
 
 
-def _used(column: Codes, categories: np.ndarray) -> tuple[np.ndarray, list[Any]]:
-    """Leave out values that no row has, where the encoder does not know them."""
-    if set(categories.tolist()).issuperset(column.values):
+def _dtype(column: Codes) -> np.dtype[Any]:
+    floats = column.dtype.kind not in "fO" and bool(len(column.codes)) and column.codes.min() < 0
+    return np.dtype("float64") if floats else column.dtype
+
+
+def _used(column: Codes, categories: frozenset[Any]) -> tuple[np.ndarray, list[Any]]:
+    """Leave out values that no row has, where the encoder does not know them; missing is -1, the last."""
+    if categories.issuperset(column.values):
         return column.codes, column.values
     used = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values)) > 0
     index = np.append(np.where(used, np.cumsum(used) - 1, -1), -1)
@@ -59,17 +113,20 @@ def _used(column: Codes, categories: np.ndarray) -> tuple[np.ndarray, list[Any]]
 
 
 def _transform_one_hot(fitted: Estimator, block: Block) -> OneHot:
-    found, table = _distinct(fitted, block)
-    encoded = fitted.transform(table)
-    encoded = encoded.toarray() if hasattr(encoded, "toarray") else encoded
     widths = tuple(_output_widths(fitted))
-    out = np.empty((len(found[0]), len(found)), dtype=np.int32, order="F")
-    start = 0
-    for j, (index, width) in enumerate(zip(found, widths, strict=True)):
-        part = encoded[:, start : start + width] != 0
-        code = np.where(part.any(axis=1), part.argmax(axis=1), -1) if width else np.full(len(part), -1)
-        out[:, j] = code.astype(np.int32)[index]
-        start += width
+
+    def read(encoded: np.ndarray) -> list[np.ndarray]:
+        parts = np.split(encoded != 0, np.cumsum(widths)[:-1], axis=1)
+        return [
+            np.where(part.any(axis=1), part.argmax(axis=1), -1) if part.shape[1] else np.full(len(part), -1)
+            for part in parts
+        ]
+
+    encoded = _encoded(fitted, block, read)
+    out = np.empty((n_rows(block), len(encoded)), dtype=np.int32, order="F")
+    for j, (index, rows) in enumerate(encoded):
+        if len(index):
+            np.take(rows.astype(np.int32), index, out=out[:, j], mode="wrap")  # -1 is the last: missing
     return OneHot(out, widths, np.dtype(fitted.dtype), fitted.sparse_output)
 
 
@@ -84,11 +141,11 @@ def _output_widths(fitted: Estimator) -> list[int]:
 
 
 def _transform_ordinal(fitted: Estimator, block: Block) -> np.ndarray:
-    found, table = _distinct(fitted, block)
-    encoded = fitted.transform(table)
-    out = np.empty((len(found[0]), len(found)), dtype=encoded.dtype, order="F")
-    for j, index in enumerate(found):
-        out[:, j] = encoded[:, j][index]
+    encoded = _encoded(fitted, block, lambda table: list(table.T))
+    out = np.empty((n_rows(block), len(encoded)), dtype=np.dtype(fitted.dtype), order="F")
+    for j, (index, rows) in enumerate(encoded):
+        if len(index):
+            out[:, j] = rows.astype(out.dtype)[index]
     return out
 
 

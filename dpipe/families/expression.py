@@ -3,14 +3,23 @@
 Frozen and hashable, so that two fits on the same input share its computation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import scipy.sparse as sp
 
-from dpipe.blocks.matrix import OneHot, hstack, is_sparse, learner_matrix, to_matrix
-from dpipe.blocks.table import Block, select
+from dpipe.blocks.matrix import (
+    OneHot,
+    RowOrder,
+    RowWise,
+    hstack,
+    is_sparse,
+    learner_matrix,
+    stack_rows,
+    to_matrix,
+)
+from dpipe.blocks.table import Block, n_rows, select, take_rows
 from dpipe.families.registry import Fitted
 
 
@@ -106,25 +115,42 @@ def _evaluate(
         value = evaluate(expression.source, block, fitted, memo)
         return apply(fitted[expression.fit], value)
     assert isinstance(expression, Stack)
-    return _stacked(expression, block, fitted, memo, None)
+    parts = [evaluate(part, block, fitted, memo) for part in expression.parts]
+    return hstack(parts, sparse=_is_sparse(expression, fitted, parts))
 
 
-def _stacked(
-    stack: Stack, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block], order: np.ndarray | None
-) -> Block:
-    parts = [evaluate(part, block, fitted, memo) for part in stack.parts]
+def _is_sparse(stack: Stack, fitted: Mapping[int, Fitted], parts: Sequence[Block]) -> bool:
     # a FeatureUnion is sparse as soon as one part is; a ColumnTransformer decided when it was fitted
-    sparse = getattr(fitted[stack.fit].estimator, "sparse_output_", any(map(is_sparse, parts)))
-    return hstack(parts, sparse=sparse, order=order)
+    return getattr(fitted[stack.fit].estimator, "sparse_output_", any(map(is_sparse, parts)))
 
 
 def evaluate_for_learner(
-    expression: Expression, block: Block, fitted: Mapping[int, Fitted], order: np.ndarray | None
+    expression: Expression, block: Block, fitted: Mapping[int, Fitted], order: RowOrder | None
 ) -> Block:
     """Compute what an ordered learner is given: a row-major array or CSR, its rows in a given order."""
-    if isinstance(expression, Stack) and order is not None:
-        return learner_matrix(_stacked(expression, block, fitted, {}, order))
-    return learner_matrix(evaluate(expression, block, fitted, {}), order)
+    if not isinstance(expression, Stack):
+        return learner_matrix(_by_rows(expression, block, fitted), order)
+    parts = [_by_rows(part, block, fitted) for part in expression.parts]
+    return stack_rows(parts, sparse=_is_sparse(expression, fitted, parts), order=order)
+
+
+def _by_rows(expression: Expression, block: Block, fitted: Mapping[int, Fitted]) -> Block:
+    """Leave a value to be computed a slice of rows at a time, if that makes no difference to it.
+
+    What lies between its steps then stays in the processor's cache, and never takes a block's memory.
+    """
+    if not _is_row_wise(expression, fitted) or sp.issparse(block):
+        return evaluate(expression, block, fitted, {})
+    return RowWise(lambda rows: evaluate(expression, take_rows(block, rows), fitted, {}), n_rows(block))
+
+
+def _is_row_wise(expression: Expression, fitted: Mapping[int, Fitted]) -> bool:
+    if not isinstance(expression, Output):
+        return False
+    made_by = fitted[expression.fit]
+    source = expression.source
+    read = isinstance(source, Raw) or (isinstance(source, Columns) and isinstance(source.source, Raw))
+    return made_by.way.by_rows(made_by.estimator) and (read or _is_row_wise(source, fitted))
 
 
 def written_out(value: Block) -> Block:

@@ -1,7 +1,6 @@
 """SGDClassifier and SGDRegressor: learned in order, block after block, by `partial_fit`."""
 
 import copy
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import scipy.sparse as sp
 from sklearn.base import clone, is_classifier
 from sklearn.linear_model import SGDClassifier, SGDRegressor
 
+from dpipe.blocks.matrix import RowOrder
 from dpipe.blocks.rows import Rows
 from dpipe.blocks.statistics import LabelCounts
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -84,31 +84,29 @@ def learning_order(
     classes: np.ndarray | None,
     n_rows: int,
     position: tuple[int, int],
-    repeated: frozenset[int],
-) -> np.ndarray | None:
-    """Give the order in which `partial_fit` would visit the rows of a block; None to leave it to `partial_fit`.
+    foreseen: RowOrder | None,
+) -> RowOrder | None:
+    """Give the order in which `learn` would visit the rows of a block; None to leave it to `partial_fit`.
 
     Visiting the rows of a large block at random misses the processor's caches at every step: on half a
     million rows of 24 entries it takes four times as long as visiting them one after another. Rows
     that are put in order beforehand, by another worker, are learned with the same result to the bit.
-
-    Parameters
-    ----------
-    repeated : frozenset of int
-        Numbers of rows that several blocks have. For others the order costs as much as it saves.
     """
     several = classes is not None and len(classes) > 2  # each class has an order of its own then
     if not learner.shuffle or several or n_rows < 2:
         return None
     if learner.random_state is None:
-        return np.random.default_rng(_seed(position)).permutation(n_rows)
-    if isinstance(learner.random_state, int | np.integer) and n_rows in repeated:
-        return _visiting_order(type(learner).__name__, n_rows, int(learner.random_state))
-    return None
+        return RowOrder(np.random.default_rng(_seed(position)).permutation(n_rows))
+    return foreseen
 
 
-@functools.lru_cache(maxsize=16)
-def _visiting_order(name: str, n_rows: int, random_state: int) -> np.ndarray:
+def foresees(estimator: Estimator, n_rows: int) -> bool:
+    """Tell whether the order of learning is the same for all blocks of a length."""
+    seeded = isinstance(estimator.random_state, int | np.integer)
+    return bool(estimator.shuffle and seeded and n_rows >= 2)
+
+
+def foreseen_order(estimator: Estimator, n_rows: int) -> RowOrder:
     """Find the order of scikit-learn's own shuffle, by watching a learner.
 
     Each row gets a feature of its own, and the step size falls with the time of the visit: what was
@@ -116,7 +114,7 @@ def _visiting_order(name: str, n_rows: int, random_state: int) -> np.ndarray:
     """
     each = np.arange(n_rows, dtype=np.int32)
     X = sp.csr_matrix((np.ones(n_rows), each, np.arange(n_rows + 1, dtype=np.int32)), shape=(n_rows, n_rows))
-    classifies = name == SGDClassifier.__name__
+    classifies = is_classifier(estimator)
     watched = (SGDClassifier if classifies else SGDRegressor)(
         loss="hinge" if classifies else "squared_error",
         penalty=None,
@@ -124,17 +122,13 @@ def _visiting_order(name: str, n_rows: int, random_state: int) -> np.ndarray:
         eta0=1.0,
         power_t=1.0,
         fit_intercept=False,
-        random_state=random_state,
+        random_state=int(estimator.random_state),
     )
     if classifies:
         watched.partial_fit(X, each % 2, classes=[0, 1])
     else:
         watched.partial_fit(X, np.ones(n_rows))
-    visited = np.rint(1 / np.abs(watched.coef_.reshape(-1))).astype(np.int64) - 1
-    order = np.empty(n_rows, dtype=np.int64)
-    order[visited] = each
-    order.flags.writeable = False
-    return order
+    return RowOrder(np.rint(1 / np.abs(watched.coef_.reshape(-1))).astype(np.int64) - 1)
 
 
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn import config_context
 
+from dpipe.blocks.matrix import RowOrder
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
@@ -105,22 +106,22 @@ class Preparer:
     """Transforms one block for an ordered learner."""
 
     step: ProgramPass
-    lengths: frozenset[int] = frozenset()
-    """Numbers of rows that several blocks have: their order of learning is worked out once."""
 
-    def __call__(self, rows: Rows, known: Known, position: tuple[int, int]) -> Rows:
+    def __call__(
+        self, rows: Rows, known: Known, position: tuple[int, int], foreseen: RowOrder | None
+    ) -> Rows:
         """Give the learner's matrix, row-major or CSR, its rows in the order of learning if that is known."""
         assert self.step.learner is not None
         position_of = _positions(self.step)
         source = self.step.learner.source
         local = narrowed(source, position_of) if position_of else source
         learner, classes = known.starts[self.step.learner.index]
-        order = gradient.learning_order(learner, classes, n_rows(rows.X), position, self.lengths)
+        order = gradient.learning_order(learner, classes, n_rows(rows.X), position, foreseen)
         with _arrays():
             matrix = evaluate_for_learner(local, rows.X, known.fitted, order)
         if order is None:
             return Rows(matrix, rows.y, rows.w)
-        y, w = (None if values is None else values[order] for values in (rows.y, rows.w))
+        y, w = (None if values is None else values[order.rows] for values in (rows.y, rows.w))
         return Rows(matrix, y, w, ordered=True)
 
 

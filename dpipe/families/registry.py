@@ -90,6 +90,10 @@ def _accept(estimator: Estimator) -> None:
     return None
 
 
+def _never(estimator: Estimator) -> bool:
+    return False
+
+
 def _matrix_of_same_width(estimator: Estimator, meta: Meta) -> Meta:
     return Meta(n_columns=meta.width, dtype=meta.dtype, sparse=meta.sparse)
 
@@ -113,6 +117,8 @@ class Way:
     needs_y: bool = False
     exact: str = "exact"
     """What "the same answer" means for it."""
+    by_rows: Callable[[Estimator], bool] = _never
+    """Whether `transform` takes numbers a slice of rows at a time, gives floats, and costs no more for it."""
 
 
 @dataclass(frozen=True)

@@ -153,10 +153,24 @@ _DERIVE = {Moments: _scaled_moments, Extremes: _scaled_extremes, Nonzeros: _scal
 add(
     StandardScaler,
     Way(
-        "merge", _finish_standard, lambda est: (Moments,), _transform_standard, _DERIVE, exact="1e-9 relative"
+        "merge",
+        _finish_standard,
+        lambda est: (Moments,),
+        _transform_standard,
+        _DERIVE,
+        exact="1e-9 relative",
+        by_rows=lambda est: True,
     ),
 )
 add(
     MinMaxScaler,
-    Way("merge", _finish_minmax, lambda est: (Extremes,), _transform_minmax, _DERIVE, _check_minmax),
+    Way(
+        "merge",
+        _finish_minmax,
+        lambda est: (Extremes,),
+        _transform_minmax,
+        _DERIVE,
+        _check_minmax,
+        by_rows=lambda est: True,
+    ),
 )

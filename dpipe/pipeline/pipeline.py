@@ -24,7 +24,7 @@ from dpipe.monitor.diagram import diagram
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.pipeline.runner import Runner
 from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_input
-from dpipe.sizes import parse_bytes
+from dpipe.sizes import counted, parse_bytes
 from dpipe.train.fit import delayed_fit, prepare
 from dpipe.validate.score import check_scoring, score
 
@@ -97,12 +97,12 @@ class Pipeline:
             As `read_parquet` does.
         """
         if isinstance(source, dd.DataFrame | da.Array):
-            collection, says = source, f"a {type(source).__name__} in {source.npartitions:,} blocks"
+            collection, says = source, f"a {type(source).__name__} in {counted(source.npartitions, 'block')}"
         elif _is_csv(source):
             collection = read_csv(
                 source, columns=columns, block_nbytes=block_nbytes, storage_options=storage_options
             )
-            says = f"CSV files in {collection.npartitions:,} blocks"
+            says = f"CSV files in {counted(collection.npartitions, 'block')}"
         else:
             collection = read_parquet(
                 source,
@@ -111,7 +111,7 @@ class Pipeline:
                 block_nbytes=block_nbytes,
                 storage_options=storage_options,
             )
-            says = f"Parquet files in {collection.npartitions:,} blocks"
+            says = f"Parquet files in {counted(collection.npartitions, 'block')}"
         self._add("collect", says, (), (collection,))
         return collection
 

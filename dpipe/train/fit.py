@@ -19,6 +19,7 @@ from dpipe.collect.source import Source, open_source, source_name
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
 from dpipe.families.compose import Walk, walk
+from dpipe.families.gradient import foreseen_order, foresees
 from dpipe.families.program import (
     Collector,
     Known,
@@ -122,7 +123,7 @@ def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: int) ->
 
 
 def _window(place: Place) -> int:
-    return place.threads * place.workers + 1
+    return 2 * place.threads * place.workers
 
 
 def build(prepared: Prepared) -> tuple[GraphBuilder, Any]:
@@ -138,32 +139,41 @@ def build(prepared: Prepared) -> tuple[GraphBuilder, Any]:
 
 
 def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number: int, known: Any) -> Any:
-    held = graph.hold(f"pass-{number}", step)
+    # no dash before the number: Dask would take all that follows for a hash, and all tasks for alike
+    held = graph.hold(f"pass{number}", step)
+    finish = f"pass{number}-finish"
     if step.learner is None:
         with_X = any(want is not LabelCounts for want, _ in step.collects)
-        name = f"pass-{number}-merge"
+        name = f"pass{number}-merge"
         merged = add_scan(
             graph, prepared.source, step.columns, Collector(step), known, name=name, with_X=with_X
         )
-        return graph.add(f"pass-{number}-finish", finish_pass, held, TaskRef(known), TaskRef(merged))
+        return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     learned = add_stream(
         graph,
         prepared.source,
         step.columns,
-        Preparer(step, _repeated(prepared.source.rows)),
+        Preparer(step),
         Starter(step.learner.index),
         learn,
         known,
-        name=f"pass-{number}-stream",
+        name=f"pass{number}-stream",
         epochs=prepared.epochs,
         window=_window(prepared.place),
+        given=_learning_orders(graph, step.learner.estimator, prepared.source.rows, f"pass{number}-order"),
     )
-    return graph.add(f"pass-{number}-finish", finish_stream, held, TaskRef(known), TaskRef(learned))
+    return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
 
 
-def _repeated(rows: Sequence[int | None]) -> frozenset[int]:
-    """Block lengths that several blocks have."""
-    return frozenset(n for n, times in Counter(rows).items() if n is not None and times > 2)
+def _learning_orders(
+    graph: GraphBuilder, estimator: Estimator, rows: Sequence[int | None], name: str
+) -> list[Any]:
+    """Add tasks that find a learner's order for the lengths that several blocks have; give each block's."""
+    lengths = Counter(rows)
+    # for other lengths it costs as much as it saves
+    repeated = [n for n, times in lengths.items() if n is not None and times > 2]
+    found = {n: graph.add(name, foreseen_order, estimator, n) for n in repeated if foresees(estimator, n)}
+    return [None if n is None else found.get(n) for n in rows]
 
 
 def _estimator_of(known: Known, root: int) -> Estimator:

@@ -12,6 +12,7 @@ from dpipe.blocks.table import (
     Categories,
     Codes,
     codes,
+    double_columns,
     float_dtype,
     n_columns,
     n_rows,
@@ -21,6 +22,7 @@ from dpipe.blocks.table import (
     plain_strings,
     select,
     table_to_pandas,
+    take_rows,
     to_pandas,
 )
 from dpipe.errors import InputError
@@ -189,3 +191,47 @@ def test_plain_strings():
     assert np.isnan(found["s"].iloc[1])
     assert frame["s"].iloc[1] is pd.NA
     assert plain_strings(found) is found
+
+
+@settings(max_examples=200, deadline=None)
+@given(known=st.lists(st.booleans(), min_size=1, max_size=70), data=st.data())
+def test_nulls_are_found_wherever_a_slice_begins(known, data):
+    values = pa.array([1.0 if there else None for there in known], type=pa.float64())
+    start = data.draw(st.integers(0, len(known) - 1))
+    stop = data.draw(st.integers(start + 1, len(known)))
+    table = pa.table({"x": values}).slice(start, stop - start)
+    assert np.isnan(numbers(table)[:, 0]).tolist() == [not there for there in known[start:stop]]
+    _, columns = double_columns(table)
+    ((_, gaps),) = list(columns)
+    assert gaps.tolist() == [i for i, there in enumerate(known[start:stop]) if not there]
+
+
+@pytest.mark.parametrize("kind", NUMERIC)
+def test_double_columns(kind):
+    dtype, columns = double_columns(NUMERIC[kind])
+    assert dtype == numbers(NUMERIC[kind]).dtype
+    for j, (values, gaps) in enumerate(columns):
+        assert values.dtype == np.float64
+        assert gaps.tolist() == np.flatnonzero(np.isnan(WANTED[:, j])).tolist()
+        known = np.delete(np.arange(3), gaps)
+        np.testing.assert_array_equal(values[known], WANTED[known, j])
+
+
+def test_missing_values_of_both_kinds_are_gaps():
+    mixed = pa.table({"x": pa.array([1.0, None, float("nan"), 4.0])})
+    _, columns = double_columns(mixed)
+    ((_, gaps),) = list(columns)
+    assert gaps.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [FRAME, pa.table({"a": [1, 2, 3]}), WANTED, Categories((Codes(np.arange(3), [1, 2, 3], np.dtype(int)),))],
+)
+def test_take_rows(block):
+    taken = take_rows(block, slice(1, 3))
+    assert n_rows(taken) == 2
+    given = pd.DataFrame(to_pandas(block))
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(to_pandas(taken)).reset_index(drop=True), given[1:3].reset_index(drop=True)
+    )

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from dpipe.blocks.rows import Rows
-from dpipe.families.gradient import learn, learning_order
+from dpipe.families.gradient import foreseen_order, learn
 from dpipe.train.fit import fit
 from tests.kernel_cases import array_blocks, assert_same, awkward_frame, csr_blocks, in_blocks, parquet_blocks
 
@@ -122,7 +122,7 @@ def test_an_order_found_beforehand_is_the_order_of_partial_fit(estimator, n):
     rng = np.random.default_rng(n)
     X, y = rng.normal(size=(n, 3)), rng.integers(0, 2, n)
     classes = np.array([0, 1]) if is_classifier(estimator) else None
-    order = learning_order(estimator, classes, n, (0, 0), frozenset({n}))
+    order = foreseen_order(estimator, n).rows
     assert sorted(order) == list(range(n))
     ordered = learn(clone(estimator), classes, Rows(X[order], y[order], None, ordered=True), (0, 0))
     expected = by_hand(estimator, [(X, y, None)], 1, classes)
