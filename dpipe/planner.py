@@ -213,7 +213,9 @@ def _no_rule(estimator: Any) -> None:
 def _name(want: Any) -> str:
     if isinstance(want, Weighted):
         return f"weighted {_name(want.want)}"
-    return want.__name__.lstrip("_") if isinstance(want, type) else "a registered state"
+    if isinstance(want, type):
+        return want.__name__.lstrip("_")
+    return getattr(want, "name", "a registered state")
 
 
 def _record(

@@ -48,6 +48,8 @@ def awkward_frame(n=N_ROWS, seed=0):
             "object_none": gaps(rng.choice(words, n), None).astype(object).where(lambda s: s.notna(), None),
             "kind": pd.Categorical(rng.choice(words[:3], n), categories=["red", "never", "green", "blue"]),
             "kind_holes": pd.Categorical(gaps(rng.choice(words[:3], n), None)),
+            "positive": np.abs(rng.normal(size=n)),
+            "positive_more": rng.exponential(2.0, size=n),
         }
     )
     return frame

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
-from sklearn.feature_selection import VarianceThreshold
-from sklearn.impute import SimpleImputer
+from sklearn.decomposition import PCA
+from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import LinearRegression, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline, make_union
@@ -51,7 +51,9 @@ def mixed():
         (make_pipeline(SimpleImputer(), MinMaxScaler(), StandardScaler()), NUMBERS, 1),
         (make_pipeline(Normalizer(), StandardScaler()), NUMBERS, 1),
         (make_union(StandardScaler(), MinMaxScaler(), SimpleImputer()), NUMBERS, 1),
-        (make_pipeline(StandardScaler(), LinearRegression()), NUMBERS, 2),
+        (make_pipeline(StandardScaler(), LinearRegression()), NUMBERS, 1),
+        (make_pipeline(SimpleImputer(), LinearRegression()), NUMBERS, 2),
+        (make_pipeline(MinMaxScaler(), StandardScaler(), PCA(1)), NUMBERS, 1),
         (make_pipeline(StandardScaler(), Normalizer(), StandardScaler()), NUMBERS, 2),
         (
             make_pipeline(StandardScaler(), Normalizer(), StandardScaler(), Normalizer(), GaussianNB()),
@@ -130,5 +132,5 @@ def test_the_projection_does_not_grow_with_the_number_of_blocks():
 
 
 def test_an_estimator_without_a_way_is_named():
-    with pytest.raises(UnsupportedEstimatorError, match="VarianceThreshold cannot be fitted block by block"):
-        plan(make_pipeline(VarianceThreshold(), StandardScaler()))
+    with pytest.raises(UnsupportedEstimatorError, match="KNNImputer cannot be fitted block by block"):
+        plan(make_pipeline(KNNImputer(), StandardScaler()))

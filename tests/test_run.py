@@ -113,7 +113,7 @@ def test_the_embedded_cluster_gives_the_same_bits(expected):
 
 def test_each_pass_reads_each_block_once_for_x_and_y_together():
     reader, frame = counted(table(), 10)
-    dpipe.fit(make_pipeline(StandardScaler(), LinearRegression()), frame[NUMBERS].fillna(0), frame["y"])
+    dpipe.fit(make_pipeline(SimpleImputer(), LinearRegression()), frame[NUMBERS], frame["y"])
     assert sorted(reader.reads) == sorted(list(range(10)) * 2)
 
 

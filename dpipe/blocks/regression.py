@@ -1,13 +1,13 @@
 """Statistics of a block about X and y together: cross products, and moments by class."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import scipy.sparse as sp
 
 from dpipe.blocks.statistics import Moments
-from dpipe.blocks.table import Block, codes, numbers
+from dpipe.blocks.table import Block, codes, n_rows, numbers
 from dpipe.blocks.threads import single_threaded_blas
 
 
@@ -34,6 +34,8 @@ class CrossProducts:
     """Sum over rows of w (x - mean)(x - mean)'; shape (n_features, n_features)."""
     xy: np.ndarray
     """Of shape (n_features, n_targets)."""
+    yy: np.ndarray
+    """Of shape (n_targets, n_targets)."""
     dtype: np.dtype[Any]
     sparse: bool
     y_is_1d: bool
@@ -51,6 +53,7 @@ class CrossProducts:
             x_mean = np.asarray(values.T @ weights).reshape(-1) / safe
             y_mean = (target.T @ weights) / safe
             dy = (target - y_mean) * weights[:, None]
+            yy = (target - y_mean).T @ dy
             if is_sparse:
                 # centring would fill the matrix: subtract the means from the products instead
                 weighted = sp.diags_array(weights) @ values
@@ -60,7 +63,7 @@ class CrossProducts:
                 dx = values - x_mean
                 xx = dx.T @ (dx * weights[:, None] if w is not None else dx)
                 xy = dx.T @ dy
-        return cls(len(target), total, x_mean, y_mean, xx, xy, matrix.dtype, is_sparse, np.ndim(y) == 1)
+        return cls(len(target), total, x_mean, y_mean, xx, xy, yy, matrix.dtype, is_sparse, np.ndim(y) == 1)
 
     def merge(self, other: Self) -> Self:
         """Join with the cross products of later rows."""
@@ -75,10 +78,20 @@ class CrossProducts:
             self.y_mean + dy * share,
             self.xx + other.xx + both * np.outer(dx, dx),
             self.xy + other.xy + both * np.outer(dx, dy),
+            self.yy + other.yy + both * np.outer(dy, dy),
             np.result_type(self.dtype, other.dtype),
             self.sparse or other.sparse,
             self.y_is_1d,
         )
+
+
+class Scatter(CrossProducts):
+    """Centred cross products of X with itself: all that a covariance needs."""
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` is not looked at."""
+        return super().of(X, np.empty((n_rows(X), 0)), w)
 
 
 @dataclass(frozen=True)
@@ -105,3 +118,66 @@ class ClassMoments:
         for label, moments in other.by_class.items():
             both[label] = both[label].merge(moments) if label in both else moments
         return type(self)(both, np.result_type(self.label_dtype, other.label_dtype))
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums of X for each label of y, weighted; whole numbers add up exactly."""
+
+    n_rows: int
+    by_class: dict[Any, tuple[float, np.ndarray]]
+    """For each label its weight, and the sum of its rows: float64 of shape (n_features,)."""
+    label_dtype: np.dtype[Any]
+    dtype: np.dtype[Any]
+    low: float
+    """The smallest value of X."""
+    n_unlabelled: int
+    sparse: bool
+
+    def merge(self, other: Self) -> Self:
+        """Join with the sums of later rows."""
+        both = dict(self.by_class)
+        for label, (weight, sums) in other.by_class.items():
+            mine, found = both.get(label, (0.0, 0.0))
+            both[label] = (mine + weight, found + sums)
+        return type(self)(
+            self.n_rows + other.n_rows,
+            both,
+            np.result_type(self.label_dtype, other.label_dtype),
+            np.result_type(self.dtype, other.dtype),
+            min(self.low, other.low),
+            self.n_unlabelled + other.n_unlabelled,
+            self.sparse or other.sparse,
+        )
+
+
+@dataclass(frozen=True)
+class SumsByClass:
+    """Wants `ClassSums`, of X or of whether it is above a threshold."""
+
+    threshold: float | None = None
+    name: ClassVar[str] = "ClassSums"
+
+    def of(self, X: Block, y: Any, w: np.ndarray | None = None) -> ClassSums:
+        """Read one block; `y` is of shape (n_rows,)."""
+        matrix = numbers(X)
+        dtype, is_sparse = matrix.dtype, bool(sp.issparse(matrix))
+        labels = codes(np.asarray(y).reshape(-1, 1), 0)
+        low = float(matrix.min()) if matrix.shape[0] * matrix.shape[1] else np.inf
+        if self.threshold is not None:
+            matrix = matrix > self.threshold
+        weights = np.ones(len(labels.codes)) if w is None else np.asarray(w, dtype=np.float64)
+        known = np.flatnonzero(labels.codes >= 0)
+        chosen = sp.csr_array(
+            (weights[known], (labels.codes[known], known)), shape=(len(labels.values), len(weights))
+        )
+        values = matrix.astype(np.float64)
+        sums = chosen @ values
+        sums = sums.toarray() if sp.issparse(sums) else np.asarray(sums)
+        totals = np.bincount(labels.codes[known], weights[known], minlength=len(labels.values))
+        found = {
+            label: (float(total), mine)
+            for label, total, mine in zip(labels.values, totals, sums, strict=True)
+        }
+        n_unlabelled = len(weights) - len(known)
+        return ClassSums(len(weights), found, labels.dtype, dtype, low, n_unlabelled, is_sparse)

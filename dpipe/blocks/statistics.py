@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import scipy.sparse as sp
 
-from dpipe.blocks.table import MIXED_MARKERS, Block, codes, double_columns, n_columns, n_rows, numbers
+from dpipe.blocks.table import (
+    MIXED_MARKERS,
+    Block,
+    codes,
+    double_columns,
+    missing_values,
+    n_columns,
+    n_rows,
+    numbers,
+)
 from dpipe.errors import InputError
 
 
@@ -187,8 +196,7 @@ class Observed:
             # as scikit-learn's imputer: what is not stored counts for nothing
             stored = X.indices if X.dtype.kind != "f" else X.indices[~np.isnan(X.data)]
             return cls(n_rows(X), np.bincount(stored, minlength=n_columns(X)))
-        found = [int((codes(X, j).codes >= 0).sum()) for j in range(n_columns(X))]
-        return cls(n_rows(X), np.array(found, dtype=np.int64))
+        return cls(n_rows(X), n_rows(X) - missing_values(X))
 
     def merge(self, other: Self) -> Self:
         """Join with later rows."""
@@ -276,6 +284,49 @@ class LabelCounts:
     def classes(self) -> np.ndarray:
         """The distinct labels, sorted, as scikit-learn's `classes_`."""
         return np.array(sorted(self.counts), dtype=self.dtype)
+
+
+class LabelWeights(LabelCounts):
+    """How much the rows of each label weigh; without weights, how many there are."""
+
+    takes_weights: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` and `w` are of shape (n_rows,)."""
+        if w is None:
+            return super().of(X, y)
+        found = codes(np.asarray(y).reshape(-1, 1), 0)
+        known = found.codes >= 0
+        n = np.bincount(found.codes[known], np.asarray(w)[known], minlength=len(found.values))
+        return cls(dict(zip(found.values, n.tolist(), strict=True)), found.dtype, int((~known).sum()))
+
+
+@dataclass(frozen=True)
+class TargetMoments:
+    """Weight and mean of y; float64 of shape (n_targets,)."""
+
+    of_y: ClassVar[bool] = True
+    takes_weights: ClassVar[bool] = True
+    n_rows: int
+    weight: float
+    mean: np.ndarray
+    y_is_1d: bool
+
+    @classmethod
+    def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` of shape (n_rows,) or (n_rows, n_targets)."""
+        values = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        weights = np.ones(len(values)) if w is None else np.asarray(w, dtype=np.float64)
+        total = float(weights.sum())
+        mean = (values * weights[:, None]).sum(axis=0) / (total or 1.0)
+        return cls(len(values), total, mean, np.ndim(y) == 1)
+
+    def merge(self, other: Self) -> Self:
+        """Join with later rows."""
+        weight = self.weight + other.weight
+        mean = self.mean + (other.mean - self.mean) * (other.weight / (weight or 1.0))
+        return type(self)(self.n_rows + other.n_rows, weight, mean, self.y_is_1d)
 
 
 @dataclass(frozen=True)

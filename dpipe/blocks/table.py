@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from dpipe.errors import InputError
@@ -294,6 +295,17 @@ def _null_positions(validity: pa.Buffer, offset: int, n: int) -> np.ndarray:
     zeros = np.flatnonzero(np.unpackbits(octets[some], bitorder="little") == 0)
     found = 8 * some[zeros >> 3] + (zeros & 7) - (offset - 8 * first)
     return found[np.searchsorted(found, 0) : np.searchsorted(found, n)]
+
+
+def missing_values(block: Block) -> np.ndarray:
+    """Count the missing values of each column: NaN, None and nulls; int64 of shape (n_columns,)."""
+    if isinstance(block, Categories):
+        return np.array([np.count_nonzero(column.codes < 0) for column in block.columns], dtype=np.int64)
+    if isinstance(block, pa.Table):
+        # an Arrow column of floats can hold NaN beside its nulls
+        found = [column.is_null(nan_is_null=pa.types.is_floating(column.type)) for column in block.columns]
+        return np.array([pc.sum(gaps).as_py() or 0 for gaps in found], dtype=np.int64)
+    return np.asarray(pd.isna(block)).sum(axis=0, dtype=np.int64)
 
 
 def codes(block: Block, j: int) -> Codes:

@@ -1,13 +1,14 @@
-"""GaussianNB: one pass, from moments by class."""
+"""Naive Bayes: one pass, from moments or sums by class."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.base import clone
-from sklearn.naive_bayes import GaussianNB
+from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
 
-from dpipe.blocks.regression import ClassMoments
+from dpipe.blocks.regression import ClassMoments, ClassSums, SumsByClass
 from dpipe.blocks.statistics import Moments
 from dpipe.errors import InputError
 from dpipe.families import stand_in
@@ -48,4 +49,49 @@ class _PlainMoments(Moments):
 add(
     GaussianNB,
     Way("merge", _finish, lambda est: (ClassMoments, _PlainMoments), needs_y=True, exact="1e-9 relative"),
+)
+
+
+def _finish_counts(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    """Fit on one row a class, its mean, with the class's weight: the counts are the same."""
+    sums: ClassSums = stats[0]
+    name = type(estimator).__name__
+    _refuse_counts(name, sums)
+    labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
+    weights = np.array([sums.by_class[label][0] for label in labels.tolist()])
+    totals = np.array([sums.by_class[label][1] for label in labels.tolist()])
+    means = totals / np.where(weights > 0, weights, 1.0)[:, None]
+    X = stand_in.numeric(meta, means.shape[1], sums.dtype, rows=len(labels), sparse=sums.sparse)
+    X = sp.csr_matrix(means) if sums.sparse else X + means if meta.frame is not None else means
+    fitted = clone(estimator)
+    if isinstance(estimator, BernoulliNB):
+        fitted.binarize = None  # the means are of zeros and ones already
+    fitted.fit(X, labels, sample_weight=weights)
+    if isinstance(estimator, BernoulliNB):
+        fitted.binarize = estimator.binarize
+    fitted.feature_count_ = totals  # whole numbers, which the means may have lost in the last bit
+    if isinstance(estimator, ComplementNB):
+        fitted.feature_all_ = totals.sum(axis=0)
+    return fitted
+
+
+def _refuse_counts(name: str, sums: ClassSums) -> None:
+    if sums.n_unlabelled:
+        raise InputError(f"{name}: {sums.n_unlabelled:,} labels are missing in y. Drop those rows first.")
+    if np.isnan(sums.low) or not all(np.isfinite(total).all() for _, total in sums.by_class.values()):
+        raise InputError(
+            f"{name}: X holds NaN or infinity. Put a SimpleImputer before it, or drop those rows."
+        )
+    if name != "BernoulliNB" and sums.low < 0:
+        raise InputError(
+            f"{name} counts, but the smallest value of X is {sums.low:.6g}. Use GaussianNB, or a MinMaxScaler "
+            "before it."
+        )
+
+
+for _counting in (MultinomialNB, ComplementNB):
+    add(_counting, Way("merge", _finish_counts, lambda est: (SumsByClass(),), needs_y=True))
+add(
+    BernoulliNB,
+    Way("merge", _finish_counts, lambda est: (SumsByClass(est.binarize),), needs_y=True),
 )

@@ -7,10 +7,36 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 # imported for what they register
-from dpipe.families import bayes, encode, gradient, impute, linear, scale, stateless
+from dpipe.families import (
+    bayes,
+    centroid,
+    covariance,
+    decompose,
+    dummy,
+    encode,
+    gradient,
+    impute,
+    linear,
+    scale,
+    select,
+    stateless,
+)
 from dpipe.families.registry import registered
 
-FAMILIES = (bayes, encode, gradient, impute, linear, scale, stateless)
+FAMILIES = (
+    bayes,
+    centroid,
+    covariance,
+    decompose,
+    dummy,
+    encode,
+    gradient,
+    impute,
+    linear,
+    scale,
+    select,
+    stateless,
+)
 _PASSES = {"stateless": "0", "merge": "1", "stream": "1 an epoch"}
 
 

@@ -81,7 +81,8 @@ def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
 
 
 def _weighted(want: tuple[Any, Expression]) -> tuple[Any, Expression]:
-    return want if getattr(want[0], "of_y", False) else (Weighted(want[0]), want[1])
+    counts_rows = getattr(want[0], "of_y", False) and not getattr(want[0], "takes_weights", False)
+    return want if counts_rows else (Weighted(want[0]), want[1])
 
 
 def _unused(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:

@@ -11,23 +11,39 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 from dpipe.blocks.matrix import OneHot
 from dpipe.blocks.statistics import Nonzeros, ValueCounts
 from dpipe.blocks.table import Block, Codes, codes, n_columns, n_rows
-from dpipe.errors import UnsupportedEstimatorError
 from dpipe.families import stand_in
 from dpipe.families.registry import Derivation, Estimator, Meta, Way, add
 
 
-def _check(estimator: Estimator) -> None:
-    for name in ("min_frequency", "max_categories"):
-        if getattr(estimator, name, None) is not None:
-            raise UnsupportedEstimatorError(
-                f"{type(estimator).__name__}({name}={getattr(estimator, name)!r}) cannot be fitted block by "
-                f"block. Use {name}=None."
-            )
-
-
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     counts: ValueCounts = stats[0]
-    return clone(estimator).fit(stand_in.of_values(counts, meta))
+    fitted = clone(estimator)
+    if _groups(estimator):
+        # the stand-in has each value once: which are rare must come from the real counts
+        fitted._identify_infrequent = _RareByCounts(fitted, counts)
+    fitted.fit(stand_in.of_values(counts, meta))
+    vars(fitted).pop("_identify_infrequent", None)
+    return fitted
+
+
+def _groups(estimator: Estimator) -> bool:
+    """Tell whether an encoder puts rare values together."""
+    return estimator.min_frequency is not None or estimator.max_categories is not None
+
+
+class _RareByCounts:
+    """Stands in for the method by which an encoder finds its rare categories."""
+
+    def __init__(self, fitted: Estimator, counts: ValueCounts) -> None:
+        self.fitted = fitted
+        self.counts = counts
+
+    def __call__(self, category_count: np.ndarray, n_samples: int, col_idx: int) -> np.ndarray | None:
+        found, n_missing = self.counts.counts[col_idx], self.counts.n_missing[col_idx]
+        categories = self.fitted.categories_[col_idx].tolist()[: len(category_count)]
+        real = [n_missing if _is_missing(value) else found.get(value, 0) for value in categories]
+        find = type(self.fitted)._identify_infrequent
+        return find(self.fitted, np.array(real), self.counts.n_rows, col_idx)
 
 
 class _Lookup:
@@ -131,13 +147,13 @@ def _transform_one_hot(fitted: Estimator, block: Block) -> OneHot:
 
 
 def _output_widths(fitted: Estimator) -> list[int]:
-    dropped = fitted.drop_idx_
-    if dropped is None:
-        return [len(categories) for categories in fitted.categories_]
-    return [
-        len(categories) - (drop is not None)
-        for categories, drop in zip(fitted.categories_, dropped, strict=True)
-    ]
+    widths = [len(categories) for categories in fitted.categories_]
+    if _groups(fitted):
+        rare = fitted.infrequent_categories_
+        widths = [n if r is None else n - len(r) + 1 for n, r in zip(widths, rare, strict=True)]
+    if fitted.drop_idx_ is None:
+        return widths
+    return [n - (drop is not None) for n, drop in zip(widths, fitted.drop_idx_, strict=True)]
 
 
 def _transform_ordinal(fitted: Estimator, block: Block) -> np.ndarray:
@@ -164,6 +180,8 @@ def _one_hot_nonzeros(fitted: Estimator, counts: ValueCounts) -> Nonzeros:
 
 
 def _nonzeros_rule(estimator: Estimator) -> Derivation | None:
+    if _groups(estimator) and estimator.drop is not None:
+        return None  # a dropped category can stand for several values
     return Derivation(ValueCounts, _one_hot_nonzeros, "one entry a row and column")
 
 
@@ -183,11 +201,10 @@ add(
         lambda est: (ValueCounts,),
         _transform_one_hot,
         {Nonzeros: _nonzeros_rule},
-        _check,
-        _output_one_hot,
+        output=_output_one_hot,
     ),
 )
 add(
     OrdinalEncoder,
-    Way("merge", _finish, lambda est: (ValueCounts,), _transform_ordinal, {}, _check, _output_ordinal),
+    Way("merge", _finish, lambda est: (ValueCounts,), _transform_ordinal, output=_output_ordinal),
 )

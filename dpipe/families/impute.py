@@ -1,4 +1,4 @@
-"""SimpleImputer: mean, most frequent and constant, in one pass."""
+"""SimpleImputer (mean, most frequent, constant) and MissingIndicator: one pass."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
 from sklearn.base import clone
-from sklearn.impute import SimpleImputer
+from sklearn.impute import MissingIndicator, SimpleImputer
 
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros, Observed, ValueCounts
 from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers, to_pandas
@@ -24,14 +24,14 @@ def _check(estimator: Estimator) -> None:
             f"SimpleImputer(strategy={estimator.strategy!r}) cannot be fitted block by block. "
             "Use strategy='mean', 'most_frequent' or 'constant'."
         )
-    if estimator.add_indicator:
-        raise UnsupportedEstimatorError(
-            "SimpleImputer(add_indicator=True) cannot be fitted block by block. Use add_indicator=False."
-        )
+    _check_marker(estimator)
+
+
+def _check_marker(estimator: Estimator) -> None:
     if not (pd.api.types.is_scalar(estimator.missing_values) and pd.isna(estimator.missing_values)):
         raise UnsupportedEstimatorError(
-            f"SimpleImputer(missing_values={estimator.missing_values!r}) is not supported: only missing "
-            "values (NaN, None, nulls) are imputed. Replace the marker with NaN before the fit."
+            f"{type(estimator).__name__}(missing_values={estimator.missing_values!r}) is not supported: only missing "
+            "values (NaN, None, nulls) are found. Replace the marker with NaN before the fit."
         )
 
 
@@ -41,7 +41,7 @@ def _wants(estimator: Estimator) -> tuple[Any, ...]:
     if estimator.strategy == "most_frequent":
         return (ValueCounts,)
     # scikit-learn drops a column in which nothing was observed, so that must be known
-    return () if estimator.keep_empty_features else (Observed,)
+    return () if estimator.keep_empty_features and not estimator.add_indicator else (Observed,)
 
 
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
@@ -50,7 +50,8 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
         _refuse_empty(estimator, meta, moments.observed)
         meta.refuse(~np.isfinite(moments.mean), INFINITE)
         width = len(moments.mean)
-        fitted = stand_in.fitted_on_zeros(estimator, meta, width, moments.dtype, sparse=moments.sparse)
+        X = stand_in.numeric(meta, width, moments.dtype, rows=2, sparse=moments.sparse)
+        fitted = clone(estimator).fit(_with_gaps(X, estimator, moments))
         fitted.statistics_ = moments.mean.astype(fitted.statistics_.dtype)
         return fitted
     if estimator.strategy == "most_frequent":
@@ -58,14 +59,50 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     if stats:
         _refuse_empty(estimator, meta, stats[0].observed)
     width = len(stats[0].observed) if stats else meta.width or 1
-    return clone(estimator).fit(stand_in.one_row(meta, width))
+    X = stand_in.one_row(meta, width)
+    if stats and estimator.add_indicator:
+        both = pd.concat([X, X], ignore_index=True) if meta.frame is not None else _twice(X)
+        return clone(estimator).fit(_with_gaps(both, estimator, stats[0]))
+    return clone(estimator).fit(X)
+
+
+def _twice(X: Any) -> Any:
+    return sp.vstack([X, X], format="csr") if sp.issparse(X) else np.repeat(X, 2, axis=0)
+
+
+def _with_gaps(X: Any, estimator: Estimator, seen: Moments | Observed) -> Any:
+    """Take a value out of each column in which one was missing, if the estimator marks such columns."""
+    if isinstance(estimator, SimpleImputer) and not estimator.add_indicator:
+        return X
+    missing = np.flatnonzero(np.asarray(seen.observed) < seen.n_rows)
+    if not len(missing):
+        return X
+    if sp.issparse(X):
+        dense = X.toarray().astype(np.float64)
+        dense[0, missing] = np.nan
+        return sp.csr_matrix(dense)
+    if isinstance(X, pd.DataFrame):
+        gaps = np.zeros(X.shape, dtype=bool)
+        gaps[0, missing] = True
+        return X.mask(gaps)
+    X = X.astype(np.float64) if X.dtype.kind in "iub" else X.copy()
+    X[0, missing] = np.nan
+    return X
+
+
+def _finish_indicator(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    seen: Observed = stats[0]
+    # what is not stored in a sparse matrix is not missing
+    X = stand_in.numeric(meta, len(seen.observed), np.float64, rows=2, sparse=meta.sparse)
+    return clone(estimator).fit(_with_gaps(X, estimator, seen))
 
 
 def _finish_most_frequent(estimator: Estimator, counts: ValueCounts, meta: Meta) -> Estimator:
     counts = _marked_only(estimator, counts)
     _refuse_empty(estimator, meta, np.array([sum(column.values()) for column in counts.counts]))
     modes = [_mode(column) for column in counts.counts]
-    only = replace(counts, counts=tuple({mode: 1} for mode in modes), n_missing=(0,) * len(modes))
+    gaps = tuple(min(n, 1) if estimator.add_indicator else 0 for n in counts.n_missing)
+    only = replace(counts, counts=tuple({mode: 1} for mode in modes), n_missing=gaps)
     return clone(estimator).fit(stand_in.of_values(only, meta))
 
 
@@ -105,6 +142,8 @@ def _refuse_empty(estimator: Estimator, meta: Meta, observed: np.ndarray) -> Non
 
 
 def _transform(fitted: Estimator, block: Block) -> Block:
+    if fitted.add_indicator:
+        return _transform_indicator(fitted, block)
     if sp.issparse(block):
         return fitted.transform(block).tocsr()
     if fitted.statistics_.dtype.kind == "O" and not _numeric(block):
@@ -116,6 +155,11 @@ def _transform(fitted: Estimator, block: Block) -> Block:
         column = out[:, j]
         column[np.flatnonzero(np.isnan(column))] = fitted.statistics_[j]
     return out
+
+
+def _transform_indicator(fitted: Estimator, block: Block) -> Block:
+    found = fitted.transform(to_pandas(block))
+    return found.tocsr() if sp.issparse(found) else found
 
 
 def _numeric(block: Block) -> bool:
@@ -186,6 +230,8 @@ def _imputed_counts(fitted: Estimator, counts: ValueCounts) -> ValueCounts:
 
 
 def _output(estimator: Estimator, meta: Meta) -> Meta:
+    if estimator.add_indicator:
+        return Meta(n_columns=None, dtype=meta.dtype, sparse=meta.sparse)
     if meta.frame is None:
         return Meta(n_columns=meta.n_columns, dtype=meta.dtype, sparse=meta.sparse)
     text = estimator.strategy != "mean" and not all(
@@ -195,18 +241,26 @@ def _output(estimator: Estimator, meta: Meta) -> Meta:
 
 
 def _moments_rule(estimator: Estimator) -> Derivation | None:
+    if estimator.add_indicator:
+        return None
     return Derivation(Moments, _imputed_moments, "imputed values add a known count at a known value")
 
 
 def _extremes_rule(estimator: Estimator) -> Derivation | None:
+    if estimator.add_indicator:
+        return None
     return Derivation(Extremes, _imputed_extremes, "imputed values add one known value")
 
 
 def _counts_rule(estimator: Estimator) -> Derivation | None:
+    if estimator.add_indicator:
+        return None
     return Derivation(ValueCounts, _imputed_counts, "imputed values add a known count at a known value")
 
 
 def _nonzeros_rule(estimator: Estimator) -> Derivation | None:
+    if estimator.add_indicator:
+        return None
     return Derivation(Nonzeros, unchanged, "imputing keeps what is stored")
 
 
@@ -226,6 +280,18 @@ add(
         _check,
         _output,
         exact="1e-9 relative (mean), exact (others)",
-        by_rows=lambda est: est.strategy == "mean",  # the others may give integers or categories
+        # the other strategies may give integers or categories
+        by_rows=lambda est: est.strategy == "mean" and not est.add_indicator,
+    ),
+)
+add(
+    MissingIndicator,
+    Way(
+        "merge",
+        _finish_indicator,
+        lambda est: (Observed,),
+        _transform_indicator,
+        check=_check_marker,
+        output=lambda est, meta: Meta(n_columns=None, dtype=np.dtype(bool), sparse=est.sparse is True),
     ),
 )

@@ -72,6 +72,11 @@ class Weighted:
 
     want: Any
 
+    @property
+    def of_y(self) -> bool:
+        """Whether it needs no X."""
+        return getattr(self.want, "of_y", False)
+
     def of(self, X: Block, y: Any, w: Any) -> Any:
         """Read one block."""
         return self.want.of(X, y, w)

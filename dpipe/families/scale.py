@@ -1,12 +1,14 @@
-"""StandardScaler and MinMaxScaler: one pass, from moments and extremes."""
+"""StandardScaler, MinMaxScaler and MaxAbsScaler: one pass, from moments and extremes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
 
+from dpipe.blocks.regression import CrossProducts, Scatter
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros
 from dpipe.blocks.table import Block, numbers, owned_numbers
 from dpipe.errors import InputError
@@ -90,6 +92,28 @@ def _transform_minmax(fitted: Estimator, block: Block) -> Block:
     return out
 
 
+def _finish_maxabs(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    extremes: Extremes = stats[0]
+    low, high = extremes.low, extremes.high
+    meta.refuse(np.isinf(low) | np.isinf(high), INFINITE)
+    fitted = stand_in.fitted_on_zeros(estimator, meta, len(low), low.dtype, sparse=meta.sparse)
+    fitted.max_abs_ = np.fmax(np.abs(low), np.abs(high))
+    constant = fitted.max_abs_ < 10 * np.finfo(low.dtype).eps
+    fitted.scale_ = np.where(constant, low.dtype.type(1), fitted.max_abs_)
+    fitted.n_samples_seen_ = extremes.n_rows
+    return fitted
+
+
+def _transform_maxabs(fitted: Estimator, block: Block) -> Block:
+    out = owned_numbers(block)
+    if sp.issparse(out):
+        return fitted.transform(out)
+    out /= fitted.scale_
+    if getattr(fitted, "clip", False):
+        np.clip(out, -1.0, 1.0, out=out)
+    return out
+
+
 def _affine_moments(scale: np.ndarray, shift: np.ndarray, moments: Moments) -> Moments:
     """Moments of ``scale * x + shift``."""
     return Moments(
@@ -109,46 +133,62 @@ def _affine_extremes(scale: np.ndarray, shift: np.ndarray, extremes: Extremes) -
     return Extremes(extremes.n_rows, extremes.observed, low.astype(dtype), high.astype(dtype))
 
 
-def _standard_as_affine(fitted: Estimator) -> tuple[np.ndarray, np.ndarray]:
+def _as_affine(fitted: Estimator) -> tuple[np.ndarray, np.ndarray]:
+    """What a fitted scaler does, as factors and summands of the columns."""
     width = fitted.n_features_in_
+    if isinstance(fitted, MinMaxScaler):
+        return fitted.scale_, fitted.min_
+    if isinstance(fitted, MaxAbsScaler):
+        return 1 / fitted.scale_.astype(np.float64), np.zeros(width)
     scale = 1 / fitted.scale_ if fitted.with_std else np.ones(width)
     return scale, (-fitted.mean_ * scale if fitted.with_mean else np.zeros(width))
 
 
-def _moments_of_standard(fitted: Estimator, moments: Moments) -> Moments:
-    return _affine_moments(*_standard_as_affine(fitted), moments)
+def _moments_of_scaled(fitted: Estimator, moments: Moments) -> Moments:
+    return _affine_moments(*_as_affine(fitted), moments)
 
 
-def _extremes_of_standard(fitted: Estimator, extremes: Extremes) -> Extremes:
-    return _affine_extremes(*_standard_as_affine(fitted), extremes)
+def _extremes_of_scaled(fitted: Estimator, extremes: Extremes) -> Extremes:
+    return _affine_extremes(*_as_affine(fitted), extremes)
 
 
-def _moments_of_minmax(fitted: Estimator, moments: Moments) -> Moments:
-    return _affine_moments(fitted.scale_, fitted.min_, moments)
-
-
-def _extremes_of_minmax(fitted: Estimator, extremes: Extremes) -> Extremes:
-    return _affine_extremes(fitted.scale_, fitted.min_, extremes)
-
-
+# a clipped column can leave the line only on unseen rows
 def _scaled_moments(estimator: Estimator) -> Derivation | None:
-    if isinstance(estimator, StandardScaler):
-        return Derivation(Moments, _moments_of_standard, "scaling maps moments linearly")
-    # a clipped column can leave the line only on unseen rows
-    return Derivation(Moments, _moments_of_minmax, "scaling maps moments linearly")
+    return Derivation(Moments, _moments_of_scaled, "scaling maps moments linearly")
 
 
 def _scaled_extremes(estimator: Estimator) -> Derivation | None:
-    if isinstance(estimator, StandardScaler):
-        return Derivation(Extremes, _extremes_of_standard, "scaling keeps the order of values")
-    return Derivation(Extremes, _extremes_of_minmax, "scaling keeps the order of values")
+    return Derivation(Extremes, _extremes_of_scaled, "scaling keeps the order of values")
 
 
 def _scaled_nonzeros(estimator: Estimator) -> Derivation | None:
     return Derivation(Nonzeros, unchanged, "scaling keeps what is stored")
 
 
-_DERIVE = {Moments: _scaled_moments, Extremes: _scaled_extremes, Nonzeros: _scaled_nonzeros}
+def _scaled_products(fitted: Estimator, products: CrossProducts) -> CrossProducts:
+    scale, shift = _as_affine(fitted)
+    return replace(
+        products,
+        x_mean=products.x_mean * scale + shift,
+        xx=products.xx * np.outer(scale, scale),
+        xy=products.xy * scale[:, None],
+    )
+
+
+def _products_rule(want: Any) -> Callable[[Estimator], Derivation | None]:
+    def rule(estimator: Estimator) -> Derivation | None:
+        return Derivation(want, _scaled_products, "scaling maps cross products linearly")
+
+    return rule
+
+
+_DERIVE = {
+    Moments: _scaled_moments,
+    Extremes: _scaled_extremes,
+    Nonzeros: _scaled_nonzeros,
+    CrossProducts: _products_rule(CrossProducts),
+    Scatter: _products_rule(Scatter),
+}
 
 add(
     StandardScaler,
@@ -171,6 +211,17 @@ add(
         _transform_minmax,
         _DERIVE,
         _check_minmax,
+        by_rows=lambda est: True,
+    ),
+)
+add(
+    MaxAbsScaler,
+    Way(
+        "merge",
+        _finish_maxabs,
+        lambda est: (Extremes,),
+        _transform_maxabs,
+        _DERIVE,
         by_rows=lambda est: True,
     ),
 )

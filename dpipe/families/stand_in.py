@@ -25,6 +25,13 @@ def numeric(meta: Meta, width: int, dtype: Any, rows: int = 1, *, sparse: bool =
     return zeros if meta.frame is None else pd.DataFrame(zeros, columns=meta.frame.columns)
 
 
+def spread(X: Any) -> Any:
+    """Let the rows of zeros that `numeric` gives count from 0, so that no column is constant."""
+    dtype = X.dtypes.iloc[0] if isinstance(X, pd.DataFrame) else X.dtype
+    rise = np.arange(X.shape[0], dtype=dtype)[:, None]
+    return sp.csr_matrix(X.toarray() + rise) if sp.issparse(X) else X + rise
+
+
 def fitted_on_zeros(
     estimator: Estimator, meta: Meta, width: int, dtype: Any, *, sparse: bool = False, weighted: bool = False
 ) -> Estimator:

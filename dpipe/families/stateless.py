@@ -8,9 +8,17 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from sklearn.base import clone
-from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer
+from sklearn.kernel_approximation import (
+    AdditiveChi2Sampler,
+    PolynomialCountSketch,
+    RBFSampler,
+    SkewedChi2Sampler,
+)
+from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer, PolynomialFeatures
+from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
-from dpipe.errors import InputError
+from dpipe.blocks.table import float_dtype
+from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
@@ -27,7 +35,9 @@ def _takes_frames(estimator: Estimator) -> bool:
 
 def sample(frame: pd.DataFrame) -> pd.DataFrame:
     """Give one row of zeros with the columns of a frame."""
-    return pd.DataFrame(np.zeros((1, frame.shape[1])), columns=frame.columns)
+    return pd.DataFrame(
+        np.zeros((1, frame.shape[1]), dtype=float_dtype(list(frame.dtypes))), columns=frame.columns
+    )
 
 
 def _output_of_function(estimator: Estimator, meta: Meta) -> Meta:
@@ -45,6 +55,33 @@ def _output_of_function(estimator: Estimator, meta: Meta) -> Meta:
             "Its output columns are found that way before anything is read; let it accept an empty frame."
         ) from err
     return Meta(frame=result.iloc[:0]) if isinstance(result, pd.DataFrame) else _meta_of_matrix(result)
+
+
+def _check_rbf(estimator: Estimator) -> None:
+    if estimator.gamma == "scale":
+        raise UnsupportedEstimatorError(
+            "RBFSampler(gamma='scale') takes its gamma from all of X. Give a number: 1 / (n_features * variance)."
+        )
+
+
+def _check_projection(estimator: Estimator) -> None:
+    if estimator.n_components == "auto":
+        raise UnsupportedEstimatorError(
+            f"{type(estimator).__name__}(n_components='auto') depends on the number of rows. Give a number: "
+            "sklearn.random_projection.johnson_lindenstrauss_min_dim(n_rows, eps=0.1)."
+        )
+
+
+def _n_components(estimator: Estimator, meta: Meta) -> Meta:
+    return Meta(n_columns=int(estimator.n_components), dtype=meta.dtype)
+
+
+def _wider(estimator: Estimator, meta: Meta) -> Meta:
+    """Fit on one row to see how many columns come out."""
+    if not meta.width:
+        return Meta(dtype=meta.dtype, sparse=meta.sparse)
+    made = clone(estimator).fit_transform(np.zeros((1, meta.width)))
+    return Meta(n_columns=made.shape[1], dtype=meta.dtype, sparse=meta.sparse)
 
 
 def _output_of_matrix(estimator: Estimator, meta: Meta) -> Meta:
@@ -65,3 +102,10 @@ def _meta_of_matrix(result: Any) -> Meta:
 add(FunctionTransformer, Way("stateless", _finish, output=_output_of_function))
 add(Normalizer, Way("stateless", _finish))
 add(Binarizer, Way("stateless", _finish))
+add(PolynomialFeatures, Way("stateless", _finish, output=_wider))
+add(AdditiveChi2Sampler, Way("stateless", _finish, output=_wider))
+add(RBFSampler, Way("stateless", _finish, check=_check_rbf, output=_n_components))
+add(SkewedChi2Sampler, Way("stateless", _finish, output=_n_components))
+add(PolynomialCountSketch, Way("stateless", _finish, output=_n_components))
+for _projection in (GaussianRandomProjection, SparseRandomProjection):
+    add(_projection, Way("stateless", _finish, check=_check_projection, output=_n_components))

@@ -13,7 +13,6 @@ from dask.task_spec import TaskRef
 from distributed import Client
 
 from dpipe.blocks.rows import Tally
-from dpipe.blocks.statistics import LabelCounts
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.source import Source, open_source, source_name
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
@@ -143,7 +142,7 @@ def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number
     held = graph.hold(f"pass{number}", step)
     finish = f"pass{number}-finish"
     if step.learner is None:
-        with_X = any(want is not LabelCounts for want, _ in step.collects)
+        with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
         merged = add_scan(
             graph, prepared.source, step.columns, Collector(step), known, name=name, with_X=with_X
