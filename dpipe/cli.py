@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back.",
         epilog="'dpipe COMMAND --help' explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"dpipe {version('dpipe')}")
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
     )
@@ -134,7 +136,8 @@ def _add_predict(commands: Any) -> None:
         help="score Parquet files with a deployed model; finished files are not done again",
         description="Score Parquet files with a deployed model: one output file for each input file, written "
         "whole or not at all. Run it again after an interruption, and only what is missing is done.",
-        epilog="example: dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/",
+        epilog="example: dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/ "
+        "--trust recipes.ride_features.ride_features",
     )
     predict.add_argument("bundle", metavar="BUNDLE", help="folder that a run has deployed")
     predict.add_argument(

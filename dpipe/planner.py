@@ -235,7 +235,10 @@ def _record(
         number=number,
         way="merge" if step.learner is None else "stream",
         fits=_fit_names(step),
-        collects=tuple(f"{_name(want)} of {_describe(e, walk, shape)}" for want, e in step.collects),
+        collects=tuple(
+            f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"
+            for want, e in step.collects
+        ),
         why=_why(number, step, attempt, walk, fitted_in),
         rules=tuple(attempt.rules),
         columns=tuple(shape.names[j] for j in positions),

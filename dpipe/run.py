@@ -20,6 +20,7 @@ from dpipe.collect.loads import Graph, Load
 from dpipe.collect.source import Source
 from dpipe.errors import InputError
 from dpipe.monitor.events import emit
+from dpipe.sizes import counted
 
 #: States that are merged at a time. Part of the answer: another number gives other rounding.
 FAN_IN = 8
@@ -259,7 +260,7 @@ def states_of(collected: PassState, what: str) -> tuple[Any, ...]:
     """
     if collected.states is None:
         raise InputError(
-            f"{what}: the data has no rows in any of its {collected.tally.n_blocks} blocks. Check the filter "
+            f"{what}: the data has no rows ({counted(collected.tally.n_blocks, 'block')}). Check the filter "
             "or the files it comes from."
         )
     return collected.states

@@ -43,6 +43,8 @@ def parse_bytes(size: int | float | str) -> int:
     """
     try:
         nbytes = int(_dask_parse_bytes(size))
+        if isinstance(size, float) and size != nbytes:
+            raise ValueError("a fraction of a byte")
     except (ValueError, TypeError, AttributeError, OverflowError) as err:
         raise InputError(
             f'{size!r} is not a size. Write bytes, or text such as "2 GiB" or "500 MB".'

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+import dpipe
 from recipes.made_row_group import SCHEMA, made_row_group, month_demand, tip_probability
 
 __all__ = ["ROWS_PER_FILE", "ROWS_PER_GROUP", "SCHEMA", "made_rides", "tip_probability"]
@@ -31,6 +32,10 @@ ROWS_PER_GROUP = 100_000
 _VERSION = 1
 _DEAD_AFTER_S = 3600.0
 _FIRST_MONTH = np.datetime64("2025-01", "M")
+
+
+class RideError(dpipe.DpipeError, ValueError):
+    """Rides cannot be made as they are asked for."""
 
 
 def made_rides(rows: int, folder: str | os.PathLike[str] | None = None, *, seed: int = 0) -> list[Path]:
@@ -56,7 +61,7 @@ def made_rides(rows: int, folder: str | os.PathLike[str] | None = None, *, seed:
 
     Raises
     ------
-    ValueError
+    RideError
         If `rows` or `seed` is not such a whole number, or if `folder` cannot be written to.
     FileExistsError
         If the set's folder is there, but some of its files are not.
@@ -101,7 +106,7 @@ def made_rides(rows: int, folder: str | os.PathLike[str] | None = None, *, seed:
 
 def _whole(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, but is {value!r}.")
+        raise RideError(f"{name} must be a whole number, {least} or more, but is {value!r}.")
     return int(value)
 
 
@@ -122,7 +127,7 @@ def _new_folder(parent: Path, name: str) -> Path:
                 if time.time() - old.stat().st_mtime > _DEAD_AFTER_S:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as err:
-        raise ValueError(
+        raise RideError(
             f"Cannot make the folder {new} for the rides: {err}. "
             "Pass a folder that you may write to, as in made_rides(rows, folder='rides')."
         ) from err

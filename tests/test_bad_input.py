@@ -54,6 +54,12 @@ EARLY = {
         InputError,
         "no column 'zz'. X has: 'a', 'b', 's', 'y'",
     ),
+    "texts for a regression": (
+        lambda f: (LinearRegression(), f[["a"]], f["s"]),
+        InputError,
+        "LinearRegression predicts numbers, but y is of type str",
+    ),
+    "no columns": (lambda f: (StandardScaler(), f[[]]), InputError, "X has no columns"),
     "missing target": (lambda f: (SGD, f, "label"), InputError, "y='label' is not a column of X"),
     "no target": (
         lambda f: (LinearRegression(), f[["a"]]),
@@ -102,6 +108,7 @@ def test_what_metadata_can_tell_is_told_before_anything_is_computed(frame, case)
     [
         ({"memory": "plenty"}, InputError, "'plenty' is not a size"),
         ({"memory": -5}, InputError, "must be positive"),
+        ({"memory": 2.5}, InputError, "2.5 is not a size"),
         ({"memory": "1 MiB"}, MemoryLimitError, "Give at least memory="),
         ({"epochs": 0}, InputError, "epochs must be an integer of at least 1, got 0"),
         ({"epochs": 1.5}, InputError, "got 1.5"),
@@ -128,7 +135,12 @@ LATE = {
     "no rows": (
         lambda f: (StandardScaler(), f[f["a"] > 100][["a"]]),
         InputError,
-        "no rows in any of its 4 blocks",
+        "no rows \\(4 blocks\\)",
+    ),
+    "numbers for a classifier": (
+        lambda f: (SGD, f[["a"]], f["a"]),
+        InputError,
+        r"Unknown label type.* \.\.\.",
     ),
     "missing labels": (lambda f: (SGD, f[["a"]], f["b"]), InputError, "100 labels are missing"),
     "missing in least squares": (

@@ -132,7 +132,46 @@ def test_a_missed_requirement_fails_after_the_report_and_deploys_nothing(files, 
     record = RunRecord.read(tmp_path / "work" / "run.json")
     assert record.unmet == ("accuracy",)
     assert not record.finished
+    assert record.error.startswith("RequirementError: The model misses what validation requires")
+    assert record.stages[-1].note == "failed"
+    report = (tmp_path / "work" / "report.html").read_text()
+    assert "The model misses what validation requires" in report
+    assert "Run it again" not in report
     assert not (tmp_path / "work" / "bundle").exists()
+
+
+def test_a_run_that_cannot_be_planned_leaves_the_last_record(files, tmp_path):
+    pipe, _ = build(files, tmp_path / "work")
+    pipe.run(progress=False)
+    before = (tmp_path / "work" / "run.json").read_bytes()
+    for settings, message in (
+        ({"memory": "1 MiB"}, "budget is 1.00 MiB"),
+        ({"workers": 0}, "workers must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe.run(progress=False, **settings)
+    assert (tmp_path / "work" / "run.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*left out:UserWarning")
+def test_corrupt_blocks_can_be_left_out_of_a_run(files, tmp_path):
+    content = bytearray((files / "2.parquet").read_bytes())
+    content[4:60] = b"\xff" * 56
+    (files / "2.parquet").write_bytes(content)
+    (files / "3.parquet").write_bytes(b"")
+    pipe = dpipe.Pipeline("gaps", workdir=tmp_path / "work")
+    rows = pipe.collect(files, block_nbytes=20_000, on_corrupt="skip")
+    train, test = pipe.split(rows, test_size=0.3, by="day")
+    pipe.validate(pipe.train(model(), train, target="y", features=["a", "b", "group"]), test)
+    pipe.run(progress=False)
+    record = RunRecord.read(tmp_path / "work" / "run.json")
+    assert record.finished
+    assert sum(stage.rows_out for stage in record.stages if stage.kind == "split") == 1000  # a block is a whole file here
+
+
+def test_collect_wants_lazy_data(frame, tmp_path):
+    with pytest.raises(InputError, match="source is a DataFrame.*from_pandas"):
+        dpipe.Pipeline("eager", workdir=tmp_path).collect(frame)
 
 
 def test_arrays_flow_through_all_stages(tmp_path):

@@ -59,6 +59,8 @@ def find_place(client: Client | None, memory: int | None, n_blocks: int, workers
     """
     if client is not None and not isinstance(client, Client):
         raise InputError(f"client must be a distributed.Client, got {client!r}.")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}.")
     if client is None and _inside_task():
         # waiting for other tasks in here could wait for ever: all threads may be waiting
         return Place(None, 1, 1, memory, psutil.Process().memory_info().rss)

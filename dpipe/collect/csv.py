@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.dataframe as dd
+import pandas as pd
 
 from dpipe.collect.parquet import find_files
 from dpipe.errors import InputError, SourceError
@@ -42,15 +44,16 @@ def read_csv(
     Raises
     ------
     SourceError
-        If no file matches, or the first one is not CSV.
+        If no file matches, the first one is not CSV, or another has another header.
     InputError
         If a column does not exist.
     """
     paths = find_files(source, dict(storage_options or {}), ".csv")
+    limit = DEFAULT_BLOCK_NBYTES if block_nbytes is None else parse_bytes(block_nbytes)
     try:
         frame = dd.read_csv(
             paths,
-            blocksize=parse_bytes(block_nbytes or DEFAULT_BLOCK_NBYTES),
+            blocksize=limit,
             storage_options=storage_options,
             **options,
         )
@@ -58,6 +61,7 @@ def read_csv(
         raise SourceError(
             f"{paths[0]} cannot be read as CSV: {err}. Check its first lines and the options."
         ) from err
+    _check_headers(paths, storage_options, options)
     if columns is None:
         return frame
     missing = [name for name in columns if name not in frame.columns]
@@ -67,3 +71,26 @@ def read_csv(
             f"It has: {', '.join(map(repr, frame.columns))}."
         )
     return frame[list(columns)]
+
+
+def _check_headers(
+    paths: Sequence[str], storage_options: dict[str, Any] | None, options: dict[str, Any]
+) -> None:
+    """Compare the first lines of all files, where they are headers: Dask reads only the first file's."""
+    if len(paths) < 2 or {"header", "names", "skiprows", "usecols", "comment"} & options.keys():
+        return
+    same = {
+        k: options[k] for k in ("sep", "delimiter", "quotechar", "encoding", "compression") if k in options
+    }
+
+    def header(path: str) -> list[str]:
+        return list(pd.read_csv(path, nrows=0, storage_options=storage_options, **same).columns)
+
+    with ThreadPoolExecutor(min(16, len(paths))) as pool:
+        headers = list(pool.map(header, paths))
+    for path, found in zip(paths, headers, strict=True):
+        if found != headers[0]:
+            raise SourceError(
+                f"{path} has another header than {paths[0]}: {', '.join(map(repr, found))} instead of "
+                f"{', '.join(map(repr, headers[0]))}. Read the files apart, or write them with the same columns."
+            )

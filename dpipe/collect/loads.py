@@ -1,5 +1,6 @@
 """One block of any input as a `Load`: a picklable callable that gives its `Rows` inside one task."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dask.task_spec import GraphNode
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.table import plain_strings
 from dpipe.collect.parquet import BlockSpec, ParquetReader
+from dpipe.errors import SourceError
 
 Graph = dict[Any, Any]
 
@@ -59,10 +61,24 @@ class GraphLoad:
         """Run the tasks in order."""
         values = dict(inputs)
         for key, task in self.tasks.items():
-            values[key] = task({k: values[k] for k in task.dependencies})
+            try:
+                values[key] = task({k: values[k] for k in task.dependencies})
+            except ValueError as err:
+                raise _explained(err, self.where) from err
         packed = iter(values[self.output])
         X, y, w = (next(packed) if there else None for there in self.present)
         return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
+
+
+def _explained(err: ValueError, where: str) -> Exception:
+    """Say in short what Dask says at length when a block of CSV is not of the types of the first file's head."""
+    if "Mismatched dtypes" not in str(err):
+        return err
+    types = re.search(r"dtype=\{.*?\}", str(err), re.DOTALL)
+    advice = " ".join(types.group().split()) if types else "dtype={name: type}"
+    return SourceError(
+        f"{where}: it holds other types than the head of the first file. Tell the types: read_csv(..., {advice})."
+    )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,6 @@ class ParquetReader:
                 table = parquet.read_row_groups(
                     block.row_groups, columns=[name for name in found.values() if name], use_threads=False
                 )
-            return self._with_schema(table, found)
         except (OSError, pa.ArrowException, IndexError) as err:
             what = f"{block.path}: row groups {list(block.row_groups)} cannot be read: {' '.join(str(err).split())}"
             if self.on_corrupt == "skip":
@@ -77,8 +76,9 @@ class ParquetReader:
                 "the source, or go on without these rows: read_parquet(..., on_corrupt='skip'). The other files "
                 "are not affected."
             ) from err
+        return self._with_schema(table, found, block.path)
 
-    def _with_schema(self, table: pa.Table, found: dict[str, str | None]) -> pa.Table:
+    def _with_schema(self, table: pa.Table, found: dict[str, str | None], path: str) -> pa.Table:
         arrays = []
         for name, spelled in found.items():
             kind = self.schema.field(name).type
@@ -89,11 +89,21 @@ class ParquetReader:
             if pa.types.is_dictionary(column.type) or column.type == kind:
                 arrays.append(column)
             else:
-                arrays.append(column.cast(kind))
+                arrays.append(_cast(column, kind, name, path))
         if not arrays:
             # a table without columns still has rows
             return pa.table({"": pa.nulls(table.num_rows)}).select([])
         return pa.table(arrays, names=list(found))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, path: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as err:
+        raise SourceError(
+            f"{path}: column {name!r} is {column.type}, and cannot be read as {kind}: {' '.join(str(err).split())} "
+            f"Give the column another type in schema=..., or convert the file."
+        ) from err
 
 
 def _spelling(wanted: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
@@ -177,7 +187,13 @@ def read_parquet(
     options = dict(storage_options or {})
     paths = find_files(source, options, ".parquet")
     with ThreadPoolExecutor(min(16, len(paths))) as pool:
-        footers = list(pool.map(lambda path: _footer(path, options), paths))
+        found = list(pool.map(lambda path: _footer(path, options, on_corrupt), paths))
+    paths = [path for path, footer in zip(paths, found, strict=True) if footer is not None]
+    footers = [footer for footer in found if footer is not None]
+    if not footers:
+        raise SourceError(
+            f"None of the {len(found)} files of {source!r} can be read as Parquet. Write them again."
+        )
     types = schema or _common_schema(paths, footers)
     types = _with_nullable_floats(types, footers)
     if columns is not None:
@@ -216,6 +232,10 @@ def find_files(source: Any, storage_options: dict[str, Any], ending: str) -> lis
         If nothing matches.
     """
     single = isinstance(source, str | os.PathLike)
+    if not single and not isinstance(source, Sequence | set | frozenset):
+        raise InputError(
+            f"source is {source!r}; it must be a path, a folder, a glob or a URL, or a sequence of them."
+        )
     found: list[str] = []
     for entry in [source] if single else list(source):
         found += _matches(os.fspath(entry), storage_options, ending)
@@ -250,14 +270,18 @@ class _Footer:
     metadata: Any
 
 
-def _footer(path: str, storage_options: dict[str, Any]) -> _Footer:
+def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str) -> _Footer | None:
     try:
         with _parquet_file(path, storage_options) as parquet:
             return _Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
     except (OSError, pa.ArrowException) as err:
+        what = f"{path} cannot be read as Parquet: {' '.join(str(err).split())}"
+        if on_corrupt == "skip":
+            warnings.warn(f"{what} The file is left out.", stacklevel=2)
+            return None
         raise SourceError(
-            f"{path} cannot be read as Parquet: {' '.join(str(err).split())} Write it again, or leave it out of "
-            "the source."
+            f"{what} Write it again, leave it out of the source, or go on without it: "
+            "read_parquet(..., on_corrupt='skip')."
         ) from err
 
 

@@ -175,6 +175,8 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
                 f"frame, or give {name} as the name of a column of X."
             )
     frame = plain_strings(X._meta)
+    if not frame.shape[1]:
+        raise InputError("X has no columns. Choose at least one.")
     _check_names(frame)
     direct = _direct_loads(X, y, w, list(frame.columns))
     if direct is not None:

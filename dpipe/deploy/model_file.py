@@ -95,7 +95,8 @@ def open_model(content: bytes, trusted: Sequence[str], where: str) -> Estimator:
     if unknown:
         raise BundleError(
             f"The model of {where} uses {', '.join(unknown)}, which dpipe does not know to be harmless. "
-            f"If you do, pass trusted={json.dumps([*trusted, *unknown])}. Nothing of it was imported or run."
+            f"If you do, pass trusted={json.dumps([*trusted, *unknown])}, or to the command line "
+            f"{' '.join(f'--trust {name}' for name in [*trusted, *unknown])}. Nothing of it was imported or run."
         )
     return _opened(content, used, where)
 

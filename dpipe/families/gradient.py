@@ -1,6 +1,7 @@
 """SGDClassifier and SGDRegressor: learned in order, block after block, by `partial_fit`."""
 
 import copy
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ def learn(learner: Estimator, classes: np.ndarray | None, rows: Rows, position: 
     try:
         learner.partial_fit(rows.X, rows.y, **arguments)
     except ValueError as err:
-        raise InputError(f"{type(learner).__name__}, block {position[1]}: {err}") from err
+        said = textwrap.shorten(str(err), 300, placeholder=" ...")  # scikit-learn may print a whole block
+        raise InputError(f"{type(learner).__name__}, block {position[1]}: {said}") from err
     return learner.set_params(**kept)
 
 

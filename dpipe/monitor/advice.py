@@ -33,13 +33,13 @@ def advise(run: RunRecord) -> tuple[str, ...]:
 
 
 def _unfinished(run: RunRecord) -> Iterator[str]:
-    if not run.finished:
+    if not run.finished and not run.error:
         yield ("This run has not finished, and the figures stop where it stopped. Run it again.")
 
 
 def _over_budget(run: RunRecord) -> Iterator[str]:
     budget, peak = run.memory.budget_nbytes, run.memory.measured_nbytes
-    if budget and peak > budget:
+    if budget and peak > budget and not run.error:
         yield (
             f"The peak of {format_bytes(peak)} went over the budget of {format_bytes(budget)}. "
             "Smaller blocks or fewer threads would bring it down."

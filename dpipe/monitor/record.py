@@ -174,6 +174,8 @@ class RunRecord:
         Wall time until the end, or until now.
     finished : bool
         False while it runs, and after it was killed.
+    error : str
+        What ended it; empty if nothing did.
     versions : dict of str to str
         Package versions.
     machine : MachineRecord
@@ -205,6 +207,7 @@ class RunRecord:
     started: str
     seconds: float
     finished: bool
+    error: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     machine: MachineRecord = dataclasses.field(default_factory=MachineRecord.here)
     workers: int = 1

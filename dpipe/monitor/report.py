@@ -132,6 +132,8 @@ def _verdict(record: RunRecord) -> Verdict:
     """Say whether the run gave what was required of it."""
     unmet, count = record.unmet, len(record.required)
     required = "the required metric" if count == 1 else f"all {count} required metrics"
+    if record.error:
+        return Verdict("failed", "Failed", record.error)
     if not record.finished:
         return Verdict("open", "Not finished", "The figures stop where the run stopped.")
     if not count:

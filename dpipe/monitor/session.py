@@ -56,6 +56,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+#: Characters of an error that a record keeps; the whole stands where it was raised.
+_MOST_OF_AN_ERROR = 2000
+
+
 class Session:
     """One run: listens to progress events, samples memory, and ends as a `RunRecord`.
 
@@ -95,6 +99,7 @@ class Session:
         self._progress = Progress(show)
         self._sampler = MemorySampler()
         self._current = ""
+        self._error = ""
 
     def __enter__(self) -> Self:
         self._sampler.__enter__()
@@ -105,6 +110,8 @@ class Session:
     ) -> None:
         self._progress.close()
         self._sampler.__exit__(kind, error, trace)
+        if error is not None:
+            self._error = f"{type(error).__name__}: {error}"[:_MOST_OF_AN_ERROR]
         if self.workdir is not None:
             self.write(finished=error is None)
 
@@ -162,6 +169,7 @@ class Session:
             started=self.started_at.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - self._begun,
             finished=finished,
+            error=self._error,
             versions=versions(),
             machine=MachineRecord.here(),
             workers=self.workers,

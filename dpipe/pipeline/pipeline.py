@@ -76,6 +76,7 @@ class Pipeline:
         schema: pa.Schema | None = None,
         block_nbytes: int | str | None = None,
         storage_options: dict[str, Any] | None = None,
+        on_corrupt: str = "raise",
     ) -> Any:
         """Bring data in.
 
@@ -83,7 +84,7 @@ class Pipeline:
         ----------
         source : dask DataFrame or Array, or what `read_parquet` takes
             Paths that end in ``.csv`` are read by `read_csv`.
-        columns, schema, block_nbytes, storage_options
+        columns, schema, block_nbytes, storage_options, on_corrupt
             As in `read_parquet`.
 
         Returns
@@ -98,6 +99,11 @@ class Pipeline:
         """
         if isinstance(source, dd.DataFrame | da.Array):
             collection, says = source, f"a {type(source).__name__} in {counted(source.npartitions, 'block')}"
+        elif not isinstance(source, str | os.PathLike | Sequence):
+            raise InputError(
+                f"source is a {type(source).__name__}; it must be a Dask DataFrame or Array, or name files. Data in "
+                "memory becomes lazy with dask.dataframe.from_pandas(frame, npartitions=...)."
+            )
         elif _is_csv(source):
             collection = read_csv(
                 source, columns=columns, block_nbytes=block_nbytes, storage_options=storage_options
@@ -110,6 +116,7 @@ class Pipeline:
                 schema=schema,
                 block_nbytes=block_nbytes,
                 storage_options=storage_options,
+                on_corrupt=on_corrupt,
             )
             says = f"Parquet files in {counted(collection.npartitions, 'block')}"
         self._add("collect", says, (), (collection,))
@@ -370,6 +377,7 @@ class Pipeline:
         """
         if not self.stages:
             raise InputError(f"Pipeline {self.name!r} has no stages. Start with pipe.collect(...).")
+        self.plan(memory=memory, client=client, workers=workers)  # what cannot be done leaves no trace
         workdir = make_workdir(self.workdir)
         budget = None if memory is None else parse_bytes(memory)
         started = time.perf_counter()

@@ -67,7 +67,14 @@ class Runner:
         """Do what a stage says, and record it."""
         begun = time.perf_counter()
         place = len(self.session.stages)
-        rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
+        try:
+            rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
+        except DpipeError:
+            seconds = time.perf_counter() - begun
+            self.session.stages.insert(
+                place, StageRecord(stage.name, stage.kind, seconds, None, None, "failed")
+            )
+            raise
         self.session.stages.insert(
             place,
             StageRecord(
@@ -83,7 +90,8 @@ class Runner:
                 self.session.stages[i] = replace(record, rows_out=sum(n for n in given if n is not None))
 
     def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:
-        rows = open_source(stage.outputs[0]).n_rows
+        source = open_source(stage.outputs[0])
+        rows = None if source.may_skip else source.n_rows  # what can be left out is counted when it is read
         if rows is not None:
             self.rows[id(stage.outputs[0])] = rows
         return rows, rows, f"{stage.says}, {format_rows(rows)} rows"

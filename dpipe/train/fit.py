@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from dask.delayed import Delayed
 from dask.task_spec import TaskRef
 from distributed import Client
+from sklearn.base import is_regressor
 
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import Place, compute, find_place, running
@@ -89,6 +91,18 @@ def _check_target(tree: Walk, source: Source) -> None:
             raise InputError(
                 f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
                 "array, or the name of a column of X."
+            )
+        if fit.way.needs_y and is_regressor(fit.estimator):
+            _check_numbers(type(fit.estimator).__name__, source.y)
+
+
+def _check_numbers(name: str, y: Any) -> None:
+    """Refuse texts as the target of a regression, if metadata can tell."""
+    dtypes = getattr(y, "dtypes", None) if getattr(y, "ndim", 1) == 2 else [getattr(y, "dtype", None)]
+    for dtype in [] if dtypes is None else dtypes:
+        if dtype is not None and not pd.api.types.is_numeric_dtype(dtype):
+            raise InputError(
+                f"{name} predicts numbers, but y is of type {dtype}. Give a numeric column, or use a classifier."
             )
 
 

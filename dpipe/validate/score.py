@@ -23,6 +23,7 @@ from dpipe.families.fitted import final_estimator, input_names, predictions
 from dpipe.families.registry import Estimator
 from dpipe.monitor.events import Listener, listening
 from dpipe.monitor.record import CurveRecord
+from dpipe.monitor.session import make_workdir
 from dpipe.run import GraphBuilder, add_scan, graph_token, states_of
 from dpipe.sizes import format_bytes, parse_bytes
 from dpipe.validate.curves import WALK_ROWS, ScoreRuns, calibration_curve, ranking, ranking_curves
@@ -126,7 +127,7 @@ def score(
         scoring=scoring,
         memory=None if memory is None else parse_bytes(memory),
         client=client,
-        scratch=None if workdir is None else Path(workdir) / "scratch",
+        scratch=None if workdir is None else make_workdir(workdir) / "scratch",
     )
     if scoring is None or isinstance(scoring, str):
         return next(iter(found.metrics.values()))

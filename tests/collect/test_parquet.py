@@ -249,6 +249,25 @@ def test_a_corrupt_page_can_be_left_out(tmp_path):
         assert fit(StandardScaler(), X).n_samples_seen_ == 10_000
 
 
+def test_a_corrupt_footer_can_be_left_out(tmp_path):
+    write(tmp_path, FRAME, FRAME)
+    (tmp_path / "1.parquet").write_bytes((tmp_path / "1.parquet").read_bytes()[:-20])
+    with pytest.warns(UserWarning, match=r"1\.parquet cannot be read as Parquet.*left out"):
+        assert len(read_parquet(tmp_path, on_corrupt="skip")) == len(FRAME)
+    (tmp_path / "0.parquet").write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(SourceError, match="None of the 2 files"),
+    ):
+        read_parquet(tmp_path, on_corrupt="skip")
+
+
+@pytest.mark.parametrize("source", [5, None])
+def test_a_source_that_names_nothing(source):
+    with pytest.raises(InputError, match=f"source is {source}; it must be a path"):
+        read_parquet(source)
+
+
 def test_a_file_that_changes_or_goes_is_named(tmp_path):
     X = read_parquet(write(tmp_path, FRAME, FRAME, row_group_size=50))
     os.remove(tmp_path / "0.parquet")
