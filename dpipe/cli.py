@@ -26,6 +26,7 @@ from dpipe.monitor.record import RunRecord
 from dpipe.monitor.report import write_report
 from dpipe.monitor.session import Session
 from dpipe.pipeline.pipeline import Pipeline
+from dpipe.sizes import counted
 
 _RECIPE_HELP = (
     "a recipe: the module of a function of the same name, such as recipes.taxi_tips, or module:function. "
@@ -225,7 +226,8 @@ def _predict(arguments: argparse.Namespace) -> None:
             started=session.started,
         )
     print(
-        f"{done.n_files} files with {done.n_rows:,} rows in {destination}; {done.n_skipped} were there already"
+        f"{counted(done.n_files, 'file')} with {counted(done.n_rows, 'row')} in {destination}; "
+        f"{done.n_skipped} were there already"
     )
 
 

@@ -1,4 +1,4 @@
-"""SGDClassifier and SGDRegressor: learned in order, block after block, by `partial_fit`."""
+"""What learns in order, block after block, by `partial_fit`: SGD, perceptrons, mini-batches."""
 
 import copy
 import textwrap
@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import clone, is_classifier
-from sklearn.linear_model import SGDClassifier, SGDRegressor
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import IncrementalPCA, MiniBatchDictionaryLearning, MiniBatchNMF
+from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from dpipe.blocks.matrix import RowOrder
 from dpipe.blocks.rows import Rows
 from dpipe.blocks.statistics import LabelCounts
+from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator, Meta, Way, add
+
+#: Learners whose order of visits is known; the others are left to their own `partial_fit`.
+_ORDERED = (SGDClassifier, SGDRegressor)
 
 
 def _check(estimator: Estimator) -> None:
@@ -61,16 +68,18 @@ def learn(learner: Estimator, classes: np.ndarray | None, rows: Rows, position: 
     `partial_fit` is called by hand.
     """
     learner = copy.deepcopy(learner)
-    kept = {"shuffle": learner.shuffle, "random_state": learner.random_state}
+    given = learner.get_params(deep=False)
+    kept = {name: given[name] for name in ("shuffle", "random_state") if name in given}
     if rows.ordered:
         learner.shuffle = False
-    elif learner.random_state is None:
+    elif kept.get("random_state", 0) is None:
         learner.random_state = _seed(position)
     arguments = {} if classes is None else {"classes": classes}
     if rows.w is not None:
         arguments["sample_weight"] = rows.w
     try:
-        learner.partial_fit(rows.X, rows.y, **arguments)
+        with single_threaded_blas():
+            learner.partial_fit(rows.X, *([] if rows.y is None else [rows.y]), **arguments)
     except ValueError as err:
         said = textwrap.shorten(str(err), 300, placeholder=" ...")  # scikit-learn may print a whole block
         raise InputError(f"{type(learner).__name__}, block {position[1]}: {said}") from err
@@ -95,7 +104,7 @@ def learning_order(
     that are put in order beforehand, by another worker, are learned with the same result to the bit.
     """
     several = classes is not None and len(classes) > 2  # each class has an order of its own then
-    if not learner.shuffle or several or n_rows < 2:
+    if type(learner) not in _ORDERED or not learner.shuffle or several or n_rows < 2:
         return None
     if learner.random_state is None:
         return RowOrder(np.random.default_rng(_seed(position)).permutation(n_rows))
@@ -104,6 +113,8 @@ def learning_order(
 
 def foresees(estimator: Estimator, n_rows: int) -> bool:
     """Tell whether the order of learning is the same for all blocks of a length."""
+    if type(estimator) not in _ORDERED:
+        return False
     seeded = isinstance(estimator.random_state, int | np.integer)
     return bool(estimator.shuffle and seeded and n_rows >= 2)
 
@@ -137,9 +148,31 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     return stats[0]
 
 
+def _check_learner(estimator: Estimator) -> None:
+    _check(estimator)
+    if getattr(estimator, "solver", "sgd") not in ("sgd", "adam"):
+        raise UnsupportedEstimatorError(
+            f"{type(estimator).__name__}(solver={estimator.solver!r}) cannot be learned block after block. "
+            "Use solver='adam' or 'sgd'."
+        )
+
+
+def _components(estimator: Estimator, meta: Meta) -> Meta:
+    wanted = getattr(estimator, "n_clusters", None) or getattr(estimator, "n_components", None)
+    return Meta(n_columns=wanted if isinstance(wanted, int) else None, dtype=meta.dtype)
+
+
 _EXACT = "as partial_fit by hand on the same blocks"
 add(
     SGDClassifier,
     Way("stream", _finish, lambda est: (LabelCounts,), check=_check, needs_y=True, exact=_EXACT),
 )
 add(SGDRegressor, Way("stream", _finish, check=_check, needs_y=True, exact=_EXACT))
+for _classifier in (Perceptron, MLPClassifier):
+    add(
+        _classifier,
+        Way("stream", _finish, lambda est: (LabelCounts,), check=_check_learner, needs_y=True, exact=_EXACT),
+    )
+add(MLPRegressor, Way("stream", _finish, check=_check_learner, needs_y=True, exact=_EXACT))
+for _unsupervised in (MiniBatchKMeans, IncrementalPCA, MiniBatchNMF, MiniBatchDictionaryLearning):
+    add(_unsupervised, Way("stream", _finish, output=_components, exact=_EXACT))

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 from sklearn.base import clone, is_classifier
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.compose import make_column_transformer
+from sklearn.decomposition import IncrementalPCA, MiniBatchDictionaryLearning
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import SGDClassifier, SGDRegressor
+from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from dpipe.blocks.rows import Rows
+from dpipe.blocks.threads import single_threaded_blas
+from dpipe.errors import UnsupportedEstimatorError
 from dpipe.families.gradient import foreseen_order, learn
 from dpipe.train.fit import fit
 from tests.kernel_cases import array_blocks, assert_same, awkward_frame, csr_blocks, in_blocks, parquet_blocks
@@ -38,6 +43,52 @@ def by_hand(estimator, blocks, epochs, classes):
                     X, y, **({} if classes is None else {"classes": classes}), sample_weight=w
                 )
     return learner
+
+
+OTHERS = {
+    "perceptron": (Perceptron(random_state=0), "two"),
+    "perceptron, three classes": (Perceptron(random_state=0, penalty="l2"), "three"),
+    "network": (MLPClassifier((5,), random_state=0), "three"),
+    "network, regression": (MLPRegressor(hidden_layer_sizes=(4,), solver="sgd", random_state=0), "number"),
+    "means": (MiniBatchKMeans(3, random_state=0, n_init=1), None),
+    "components": (IncrementalPCA(1), None),
+    "dictionary": (MiniBatchDictionaryLearning(2, random_state=0), None),
+}
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_learners_are_left_to_themselves(name, epochs):
+    estimator, target = OTHERS[name]
+    frame = made(target or "number")
+    X = np.ascontiguousarray(frame[COLUMNS[:3]].to_numpy())  # the layout that a learner is given
+    y = None if target is None else frame["y"].to_numpy()
+    expected = clone(estimator)
+    classes = {"classes": np.unique(y)} if is_classifier(estimator) else {}
+    for _ in range(epochs):
+        for i, block in enumerate(cut(X)):
+            if len(block):
+                with single_threaded_blas():
+                    expected.partial_fit(block, *([] if y is None else [cut(y)[i]]), **classes)
+    result = fit(
+        estimator, array_blocks(X, SIZES), None if y is None else array_blocks(y, SIZES), epochs=epochs
+    )
+    for attribute in (
+        "coef_",
+        "coefs_",
+        "intercept_",
+        "cluster_centers_",
+        "components_",
+        "explained_variance_",
+    ):
+        if hasattr(expected, attribute):
+            assert_same(getattr(result, attribute), getattr(expected, attribute), rtol=0)
+    assert result.get_params() == estimator.get_params()
+
+
+def test_networks_without_mini_batches_are_refused():
+    with pytest.raises(UnsupportedEstimatorError, match="solver='lbfgs'.*Use solver='adam'"):
+        fit(MLPRegressor(solver="lbfgs"), np.ones((4, 1)), np.ones(4))
 
 
 def cut(values, sizes=SIZES):
