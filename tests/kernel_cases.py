@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import dataclass, field
 
 import dask.array as da
 import dask.dataframe as dd
@@ -89,6 +90,27 @@ def parquet_blocks(frame, folder, sizes=UNEVEN):
     return read_parquet(folder)
 
 
+@dataclass
+class Seen:
+    """What the comparisons of a session came to; printed after its tests."""
+
+    estimators: set = field(default_factory=set)
+    cases: int = 0
+    worst: float = 0.0
+    worst_of: str = ""
+
+    def note(self, ours, theirs, path):
+        """Keep the largest deviation of double precision, relative to the largest entry."""
+        scale = np.nanmax(np.abs(theirs), initial=0.0) if theirs.size else 0.0
+        if theirs.dtype == np.float64 and np.isfinite(scale) and scale > 0:
+            deviation = float(np.nanmax(np.abs(ours - theirs), initial=0.0) / scale)
+            if deviation > self.worst:
+                self.worst, self.worst_of = deviation, path
+
+
+SEEN = Seen()
+
+
 def assert_same(ours, theirs, rtol=1e-9, path="result"):
     """Compare two fitted estimators, or two attributes of them, with everything they hold."""
     assert type(ours) is type(theirs), f"{path}: {type(ours)} instead of {type(theirs)}"
@@ -151,5 +173,6 @@ def assert_same_array(ours, theirs, rtol, path="result", atol=0.0):
             else float(np.finfo(theirs.dtype).eps) * 4 * (scale if np.isfinite(scale) else 0.0)
         )
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=max(rounding, atol), err_msg=path)
+        SEEN.note(ours, theirs, path)
     else:
         np.testing.assert_array_equal(ours, theirs, err_msg=path)

@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import dpipe
 from tests.conftest import CHECKOUT
 from tests.package_map import parse, private_uses, public_names, read
 
@@ -132,3 +133,13 @@ def test_the_version_stands_in_one_place():
     ]
     found = [path.name for path in files for _ in version.findall(path.read_text(encoding="utf-8"))]
     assert found == ["pyproject.toml"]
+
+
+def test_the_table_of_estimators_is_that_of_the_registry():
+    table = README.split("<!-- estimators table -->\n")[1].split("<!-- end of the table -->")[0]
+    rows = [
+        f"| `{row.name}` | {row.way} | {row.passes} | {row.exact} |"
+        for row in dpipe.estimators()
+        if row.way != "none" and row.module.startswith("sklearn.")
+    ]
+    assert table.splitlines()[2:] == rows

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.utils import all_estimators
 
 # imported for what they register
 from dpipe.families import (
@@ -22,6 +23,7 @@ from dpipe.families import (
     stateless,
 )
 from dpipe.families.registry import registered
+from dpipe.families.unsupported import refusal_of
 
 FAMILIES = (
     bayes,
@@ -37,6 +39,7 @@ FAMILIES = (
     select,
     stateless,
 )
+_HEAD = ("estimator", "way", "passes", "same answer, or why not")
 _PASSES = {"stateless": "0", "merge": "1", "stream": "1 an epoch"}
 
 
@@ -49,6 +52,7 @@ class EstimatorRow:
     way: str
     passes: str
     exact: str
+    """What "the same answer" means for it; if there is no way, why not, and what would do instead."""
 
 
 class EstimatorTable(tuple[EstimatorRow, ...]):
@@ -58,7 +62,7 @@ class EstimatorTable(tuple[EstimatorRow, ...]):
 
     def __str__(self) -> str:
         """Draw the table."""
-        cells = [("estimator", "way", "passes", "same answer"), *map(_cells, self)]
+        cells = [_HEAD, *map(_cells, self)]
         widths = [max(len(row[j]) for row in cells) for j in range(4)]
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -69,9 +73,8 @@ class EstimatorTable(tuple[EstimatorRow, ...]):
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in _cells(row))}</tr>" for row in self)
-        return (
-            f"<table><tr><th>estimator</th><th>way</th><th>passes</th><th>same answer</th></tr>{rows}</table>"
-        )
+        head = "".join(f"<th>{text}</th>" for text in _HEAD)
+        return f"<table><tr>{head}</tr>{rows}</table>"
 
 
 def _cells(row: EstimatorRow) -> Sequence[str]:
@@ -79,12 +82,13 @@ def _cells(row: EstimatorRow) -> Sequence[str]:
 
 
 def estimators() -> EstimatorTable:
-    """List every estimator that dpipe can fit, how, and in how many passes.
+    """List the estimators of scikit-learn: how each is fitted, in how many passes, or why not.
 
     Returns
     -------
     tuple of EstimatorRow
-        Sorted by name; prints as a table. Includes what was added with `register`.
+        Sorted by name, those without a way last; prints as a table. Includes what was added with
+        `register`.
 
     Examples
     --------
@@ -101,4 +105,15 @@ def estimators() -> EstimatorTable:
         )
         for cls in (Pipeline, ColumnTransformer, FeatureUnion)
     ]
-    return EstimatorTable(sorted(rows, key=lambda row: row.name))
+    known = {row.name for row in rows}
+    refused = [
+        EstimatorRow(name, cls.__module__, "none", "-", _refused(cls))
+        for name, cls in all_estimators()
+        if name not in known
+    ]
+    return EstimatorTable(sorted(rows, key=lambda row: row.name) + refused)
+
+
+def _refused(cls: type) -> str:
+    why, instead = refusal_of(cls)
+    return "; ".join(filter(None, [why, f"use {instead}" if instead else ""])) or "no way yet"

@@ -15,6 +15,7 @@ from dpipe.blocks.matrix import to_matrix
 from dpipe.blocks.statistics import Custom, Statistic
 from dpipe.blocks.table import Block
 from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.families.unsupported import refusal_of
 
 Estimator = Any  # scikit-learn has no useful base type for "has fit and get_params"
 
@@ -135,18 +136,6 @@ class Fitted:
 
 
 _ways: dict[type, Way] = {}
-_SUBSTITUTES = {
-    "SVC": "LinearSVC by way of SGDClassifier(loss='hinge')",
-    "SVR": "SGDRegressor(loss='epsilon_insensitive')",
-    "KNeighborsClassifier": "GaussianNB or SGDClassifier",
-    "KNeighborsRegressor": "SGDRegressor",
-    "RandomForestClassifier": "SGDClassifier",
-    "RandomForestRegressor": "SGDRegressor",
-    "LogisticRegression": "SGDClassifier(loss='log_loss')",
-    "RobustScaler": "StandardScaler",
-    "IterativeImputer": "SimpleImputer",
-    "KNNImputer": "SimpleImputer",
-}
 
 
 def add(cls: type, way: Way) -> None:
@@ -170,9 +159,11 @@ def way_of(estimator: Estimator) -> Way:
                 f"{estimator!r} is not an estimator: it has no fit method. "
                 "Pass an unfitted scikit-learn estimator or pipeline."
             )
-        instead = f" {_SUBSTITUTES[name]} would do in its place." if name in _SUBSTITUTES else ""
+        refusal = refusal_of(type(estimator))
+        why = f": {refusal.why}" if refusal.why else ""
+        instead = f" Use {refusal.instead}." if refusal.instead else ""
         raise UnsupportedEstimatorError(
-            f"{name} cannot be fitted block by block.{instead} `dpipe.estimators()` lists what can; "
+            f"{name} cannot be fitted block by block{why}.{instead} `dpipe.estimators()` lists what can; "
             "`dpipe.register` adds an estimator of your own; or fit it in memory on a sample: "
             "X.sample(frac=0.01, random_state=0).compute()."
         )

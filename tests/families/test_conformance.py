@@ -59,9 +59,10 @@ from dpipe.blocks.matrix import to_matrix
 from dpipe.blocks.table import plain_strings
 from dpipe.errors import InputError
 from dpipe.families.expression import apply
-from dpipe.families.registry import Fitted, way_of
+from dpipe.families.registry import Fitted, registered, way_of
 from dpipe.train.fit import fit
 from tests.kernel_cases import (
+    SEEN,
     array_blocks,
     assert_same,
     assert_same_array,
@@ -174,7 +175,9 @@ def check(case, kind, folder):
         # a difference of two objectives that are nearly equal: of its digits only the size means anything
         assert abs(result.dual_gap_ - expected.dual_gap_) <= 1e-10 * np.var(y_memory)
         result.dual_gap_ = expected.dual_gap_
-    assert_same(result, expected, case.rtol)
+    SEEN.estimators.add(type(case.estimator))
+    SEEN.cases += 1
+    assert_same(result, expected, case.rtol, type(case.estimator).__name__)
     return result, expected, X_memory
 
 
@@ -377,27 +380,38 @@ def stateless():
     yield Case(FunctionTransformer(np.cbrt, validate=True), ("single",), ("frame", "array"), rtol=2e-6)
 
 
+def test_every_estimator_of_the_registry_is_compared():
+    own = {
+        cls
+        for cls, way in registered().items()
+        if cls.__module__.startswith("sklearn.") and way.kind != "stream"
+    }
+    makers = [*TRANSFORMERS, *PREDICTORS]
+    compared = {type(case.estimator) for maker in makers for case in maker()}
+    assert own == compared
+
+
 def cases(*makers):
     return [param for maker in makers for case in maker() for param in case.params]
 
 
-@pytest.mark.parametrize(
-    ("case", "kind"),
-    cases(
-        standard_scalers,
-        minmax_scalers,
-        maxabs_scalers,
-        imputers,
-        text_imputers,
-        indicators,
-        encoders,
-        grouping_encoders,
-        selectors,
-        decompositions,
-        stateless,
-        expansions,
-    ),
+TRANSFORMERS = (
+    standard_scalers,
+    minmax_scalers,
+    maxabs_scalers,
+    imputers,
+    text_imputers,
+    indicators,
+    encoders,
+    grouping_encoders,
+    selectors,
+    decompositions,
+    stateless,
+    expansions,
 )
+
+
+@pytest.mark.parametrize(("case", "kind"), cases(*TRANSFORMERS))
 def test_transformer(case, kind, tmp_path):
     result, expected, X = check(case, kind, tmp_path)
     check_outputs(result, expected, X, case.rtol)
@@ -489,10 +503,18 @@ def covariances():
     yield from each(variants, (REGULAR, FRAMES + ARRAYS))
 
 
-@pytest.mark.parametrize(
-    ("case", "kind"),
-    cases(regressors, bayes, counting_bayes, classifiers, penalised, dummies, covariances),
+PREDICTORS = (
+    regressors,
+    bayes,
+    counting_bayes,
+    classifiers,
+    penalised,
+    dummies,
+    covariances,
 )
+
+
+@pytest.mark.parametrize(("case", "kind"), cases(*PREDICTORS))
 def test_predictor(case, kind, tmp_path):
     result, expected, X = check(case, kind, tmp_path)
     check_outputs(result, expected, X, case.rtol)

@@ -1,0 +1,79 @@
+"""Why an estimator of scikit-learn cannot be fitted block by block, and what would do instead."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Refusal(NamedTuple):
+    """Why there is no way, and what to use in its place; either may be empty."""
+
+    why: str
+    instead: str
+
+
+_PAIRS = "it compares all pairs of rows"
+_OTHERS = "it fits other estimators many times"
+_MANY_PASSES = "it would read the data many times"
+
+#: By the second part of the module's name.
+_BY_MODULE: Mapping[str, Refusal] = {
+    "calibration": Refusal(_OTHERS, "the estimator inside"),
+    "cluster": Refusal("it needs the distances between rows, or many passes", "MiniBatchKMeans"),
+    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, ShrunkCovariance or OAS"),
+    "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
+    "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
+    "discriminant_analysis": Refusal("", "GaussianNB or NearestCentroid"),
+    "ensemble": Refusal("it needs all rows at each split of a tree", "SGDClassifier or SGDRegressor"),
+    "feature_extraction": Refusal("it takes documents or records, which are no table", "OneHotEncoder"),
+    "feature_selection": Refusal(_OTHERS, "SelectKBest or VarianceThreshold"),
+    "gaussian_process": Refusal(_PAIRS, "Ridge after an RBFSampler"),
+    "impute": Refusal("it models each column on the others", "SimpleImputer"),
+    "isotonic": Refusal("it sorts all rows", "LinearRegression"),
+    "kernel_approximation": Refusal("it takes a sample of the rows as its basis", "RBFSampler"),
+    "kernel_ridge": Refusal(_PAIRS, "Ridge after an RBFSampler"),
+    "linear_model": Refusal(_MANY_PASSES, "Ridge, Lasso, ElasticNet, or an SGD estimator of the same loss"),
+    "manifold": Refusal(_PAIRS, "PCA"),
+    "mixture": Refusal(_MANY_PASSES, "MiniBatchKMeans, or GaussianNB where there are labels"),
+    "model_selection": Refusal(_OTHERS, "one fit for each candidate, and dpipe.score"),
+    "multiclass": Refusal(_OTHERS, "an estimator that knows several classes, such as SGDClassifier"),
+    "multioutput": Refusal(_OTHERS, "Ridge or LinearRegression, which take several targets"),
+    "neighbors": Refusal("it keeps all rows and searches them", "NearestCentroid, or SGDClassifier"),
+    "neural_network": Refusal(_MANY_PASSES, "MLPClassifier or MLPRegressor"),
+    "preprocessing": Refusal(
+        "it needs the order of all values, or of all targets", "StandardScaler or MinMaxScaler"
+    ),
+    "semi_supervised": Refusal(_PAIRS, "SGDClassifier on the rows that have labels"),
+    "svm": Refusal(_PAIRS, "SGDClassifier(loss='hinge') or SGDRegressor(loss='epsilon_insensitive')"),
+    "tree": Refusal("it needs all rows at each of its splits", "SGDClassifier or SGDRegressor"),
+}
+_BY_NAME: Mapping[str, Refusal] = {
+    "CategoricalNB": Refusal("", "MultinomialNB after a OneHotEncoder"),
+    "LabelBinarizer": Refusal(
+        "it transforms labels, which dpipe takes as they are", "no encoding of y at all"
+    ),
+    "LabelEncoder": Refusal("it transforms labels, which dpipe takes as they are", "no encoding of y at all"),
+    "LogisticRegression": Refusal(_MANY_PASSES, "SGDClassifier(loss='log_loss')"),
+    "MultiLabelBinarizer": Refusal("it takes sets of labels, which are no table", "OneHotEncoder"),
+    "TargetEncoder": Refusal("", "OrdinalEncoder or OneHotEncoder"),
+    **{
+        f"{kind}{what}": Refusal(_OTHERS, "one fit for each of its estimators")
+        for kind in ("Bagging", "Stacking", "Voting")
+        for what in ("Classifier", "Regressor")
+    },
+    "TransformedTargetRegressor": Refusal(_OTHERS, "a transformed y, and its regressor"),
+}
+
+
+def refusal_of(cls: type) -> Refusal:
+    """Look up why a class has no way.
+
+    Examples
+    --------
+    >>> from sklearn.svm import SVC
+    >>> refusal_of(SVC).why
+    'it compares all pairs of rows'
+    """
+    package, _, rest = cls.__module__.partition(".")
+    if package != "sklearn":
+        return Refusal("", "")
+    return _BY_NAME.get(cls.__name__, _BY_MODULE.get(rest.partition(".")[0], Refusal("", "")))
