@@ -233,7 +233,7 @@ def check_kept(keep: Sequence[str], present: Sequence[str], where: str) -> None:
     if missing:
         raise InputError(
             f"{where} has no column {', '.join(map(repr, missing))} to keep. "
-            f"It has: {', '.join(map(repr, present))}."
+            f"It has: {', '.join(map(repr, dict.fromkeys(present)))}."
         )
 
 

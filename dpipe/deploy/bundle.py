@@ -306,7 +306,7 @@ def _read(folder: Path) -> _Read:
     """Read the files of a bundle, once, and check them."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as err:
+    except (FileNotFoundError, NotADirectoryError) as err:
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. Give the deployed folder.") from err
     except (OSError, ValueError) as err:
         raise BundleError(f"{folder / MANIFEST} cannot be read: {err}. Deploy the model again.") from err

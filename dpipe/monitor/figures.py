@@ -7,6 +7,7 @@ in the page around the figures.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -232,9 +233,15 @@ def _hover(renderer: DataRenderer, title: str, lines: list[str]) -> HoverTool:
 def _timeline_rows(passes: Sequence[PassRecord]) -> tuple[list[int], list[str]]:
     """Return each pass's row, and the labels of the rows."""
     if len(passes) <= _MOST_ROWS:
-        return list(range(len(passes))), [f"{_label(one.title)}  {n}" for n, one in enumerate(passes, 1)]
+        return list(range(len(passes))), _distinct([_label(one.title) for one in passes])
     stages = list(dict.fromkeys(one.stage for one in passes))
     return [stages.index(one.stage) for one in passes], [_label(stage) for stage in stages]
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """Number labels that stand several times."""
+    counts = Counter(labels)
+    return [f"{label}  {n}" if counts[label] > 1 else label for n, label in enumerate(labels, 1)]
 
 
 def _unit(top: int) -> tuple[int, str]:

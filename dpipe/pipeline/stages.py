@@ -91,6 +91,17 @@ class PipelineRun:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{value:.4f}</td></tr>"
+            for name, value in self.metrics.items()
+        )
+        where = html.escape(self.report.resolve().as_uri(), quote=True)
+        return (
+            f"<b>{html.escape(self.name)}</b>: finished in {format_seconds(self.seconds)}; "
+            f'<a href="{where}">report</a><table><tr><th>metric</th><th>value</th></tr>{rows}</table>'
+        )
+
 
 def columns_of(
     frame: Any, target: Any, features: Sequence[str] | None, sample_weight: Any

@@ -280,6 +280,8 @@ def _fitting_place(
     ranked = any(want.state is ScoreRuns for want in wants)
     while True:
         projected = _projected(fitted, source, columns, place, ranked, scratch)
+        if projected is None:
+            _check_process(place)
         if projected is None or place.memory is None or projected <= place.memory:
             return place, projected
         if not place.embedded or place.threads == 1:
@@ -291,6 +293,16 @@ def _fitting_place(
         f"of which {format_bytes(place.reserved)} is for the process itself. Give at least memory='"
         f"{-(-projected // 2**20)} MiB', or read with smaller blocks (block_nbytes=...).{held}"
     )
+
+
+def _check_process(place: Place) -> None:
+    """Of blocks of unknown size, only what the process itself takes can be checked."""
+    if place.memory is not None and place.reserved >= place.memory:
+        raise MemoryLimitError(
+            f"Scoring needs more than {format_bytes(place.reserved)} a worker, which the process takes by itself, "
+            f"but the budget is {format_bytes(place.memory)}. Give at least memory='"
+            f"{-(-2 * place.reserved // 2**20)} MiB', twice that."
+        )
 
 
 def _projected(
