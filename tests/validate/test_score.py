@@ -229,5 +229,7 @@ def test_a_budget_that_cannot_be_kept_is_refused():
         score(MODEL, FRAME, "late", scoring="roc_auc", memory="1 MiB")
     assert score(MODEL, FRAME, "late", memory="100 GiB") > 0.5
     unknown = blocks(FRAME, [300, 300]).map_partitions(lambda part: part)
-    with pytest.raises(MemoryLimitError, match="Scoring needs more than .* which the process takes by itself"):
+    with pytest.raises(
+        MemoryLimitError, match="Scoring needs more than .* which the process takes by itself"
+    ):
         score(MODEL, unknown, "late", memory="1 MiB")
