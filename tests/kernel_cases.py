@@ -50,6 +50,7 @@ def awkward_frame(n=N_ROWS, seed=0):
             "kind": pd.Categorical(rng.choice(words[:3], n), categories=["red", "never", "green", "blue"]),
             "kind_holes": pd.Categorical(gaps(rng.choice(words[:3], n), None)),
             "positive": np.abs(rng.normal(size=n)),
+            "whole_positive": rng.integers(1, 5, size=n),
             "positive_more": rng.exponential(2.0, size=n),
         }
     )

@@ -330,6 +330,31 @@ class TargetMoments:
 
 
 @dataclass(frozen=True)
+class Present:
+    """In how many rows each column has an entry that is not zero."""
+
+    n_rows: int
+    rows: np.ndarray
+    """int64 of shape (n_columns,)."""
+    dtype: np.dtype[Any]
+    sparse: bool
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block; of a sparse matrix all stored entries count, as in scikit-learn."""
+        matrix = numbers(X)
+        if sp.issparse(matrix):
+            found = np.bincount(matrix.indices, minlength=matrix.shape[1])
+            return cls(matrix.shape[0], found.astype(np.int64), matrix.dtype, True)
+        return cls(len(matrix), np.count_nonzero(matrix, axis=0).astype(np.int64), matrix.dtype, False)
+
+    def merge(self, other: Self) -> Self:
+        """Join with later rows."""
+        dtype = np.result_type(self.dtype, other.dtype)
+        return type(self)(self.n_rows + other.n_rows, self.rows + other.rows, dtype, self.sparse)
+
+
+@dataclass(frozen=True)
 class Nonzeros:
     """How many entries of a matrix are stored: its density."""
 

@@ -21,6 +21,7 @@ from dpipe.families import (
     scale,
     select,
     stateless,
+    text,
 )
 from dpipe.families.registry import registered
 from dpipe.families.unsupported import refusal_of
@@ -38,6 +39,7 @@ FAMILIES = (
     scale,
     select,
     stateless,
+    text,
 )
 _HEAD = ("estimator", "way", "passes", "same answer, or why not")
 _PASSES = {"stateless": "0", "merge": "1", "stream": "1 an epoch"}

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.covariance import OAS, EmpiricalCovariance, ShrunkCovariance
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.feature_selection import (
     GenericUnivariateSelect,
     SelectFdr,
@@ -360,6 +361,17 @@ def decompositions():
     yield Case(PCA(2), ("single", "single_more"), ("frame", "array"), rtol=1e-3)
 
 
+def weights_of_terms():
+    variants = [
+        TfidfTransformer(),
+        TfidfTransformer(smooth_idf=False, sublinear_tf=True, norm=None),
+        TfidfTransformer(use_idf=False, norm="l1"),
+    ]
+    yield from each(
+        variants, (("small", "whole_positive"), FRAMES + ARRAYS), (("small", "whole_positive"), CSR)
+    )
+
+
 def expansions():
     yield Case(PolynomialFeatures(3, interaction_only=True), FULL, FRAMES + ARRAYS)
     yield Case(PolynomialFeatures(include_bias=False), FULL, CSR)
@@ -406,6 +418,7 @@ TRANSFORMERS = (
     grouping_encoders,
     selectors,
     decompositions,
+    weights_of_terms,
     stateless,
     expansions,
 )
