@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from dpipe.blocks.statistics import Moments
 from dpipe.blocks.table import Block, codes, n_rows, numbers
 from dpipe.blocks.threads import single_threaded_blas
+from dpipe.errors import InputError
 
 
 def target_matrix(y: Any) -> np.ndarray:
@@ -181,3 +182,66 @@ class SumsByClass:
         }
         n_unlabelled = len(weights) - len(known)
         return ClassSums(len(weights), found, labels.dtype, dtype, low, n_unlabelled, is_sparse)
+
+
+@dataclass(frozen=True)
+class CategorySums:
+    """How much the rows of each label weigh, for each code 0, 1, ... of each column."""
+
+    n_rows: int
+    by_class: dict[Any, tuple[float, tuple[np.ndarray, ...]]]
+    """For each label its weight, and for each column the weights of its codes."""
+    label_dtype: np.dtype[Any]
+    n_unlabelled: int
+
+    @classmethod
+    def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
+        """Read one block; `y` is of shape (n_rows,).
+
+        Raises
+        ------
+        InputError
+            If X holds what is no code.
+        """
+        matrix = numbers(X)
+        if sp.issparse(matrix):
+            raise InputError(
+                "Codes of categories cannot be sparse: zero is a code. Pass a dense array or a frame."
+            )
+        if not np.isfinite(matrix).all() or (matrix.size and matrix.min() < 0):
+            raise InputError(
+                "X must hold codes 0, 1, ...; it has missing or negative values. Use an OrdinalEncoder."
+            )
+        categories = matrix.astype(np.int64)
+        labels = codes(np.asarray(y).reshape(-1, 1), 0)
+        weights = np.ones(len(labels.codes)) if w is None else np.asarray(w, dtype=np.float64)
+        found = {}
+        for code, label in enumerate(labels.values):
+            rows = np.flatnonzero(labels.codes == code)
+            counts = tuple(np.bincount(column[rows], weights[rows]) for column in categories.T)
+            found[label] = (float(weights[rows].sum()), counts)
+        return cls(len(weights), found, labels.dtype, int((labels.codes < 0).sum()))
+
+    def merge(self, other: Self) -> Self:
+        """Join with later rows."""
+        both = dict(self.by_class)
+        for label, (weight, counts) in other.by_class.items():
+            if label in both:
+                mine, known = both[label]
+                weight += mine
+                counts = tuple(_sum_padded(a, b) for a, b in zip(known, counts, strict=True))
+            both[label] = (weight, counts)
+        return type(self)(
+            self.n_rows + other.n_rows,
+            both,
+            np.result_type(self.label_dtype, other.label_dtype),
+            self.n_unlabelled + other.n_unlabelled,
+        )
+
+
+def _sum_padded(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Add two lists of counts, the shorter one filled up with zeros."""
+    total = np.zeros(max(len(a), len(b)))
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total

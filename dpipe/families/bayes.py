@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import clone
-from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
+from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
 
-from dpipe.blocks.regression import ClassMoments, ClassSums, SumsByClass
+from dpipe.blocks.regression import CategorySums, ClassMoments, ClassSums, SumsByClass
 from dpipe.blocks.statistics import Moments
 from dpipe.errors import InputError
 from dpipe.families import stand_in
@@ -95,3 +95,31 @@ add(
     BernoulliNB,
     Way("merge", _finish_counts, lambda est: (SumsByClass(est.binarize),), needs_y=True),
 )
+
+
+def _finish_categories(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    """Fit on one row a class, the first of them with the highest codes; then put the counts in."""
+    sums: CategorySums = stats[0]
+    if sums.n_unlabelled:
+        raise InputError(
+            f"CategoricalNB: {sums.n_unlabelled:,} labels are missing in y. Drop those rows first."
+        )
+    labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
+    parts = [sums.by_class[label] for label in labels.tolist()]
+    highest = [max(map(len, columns)) - 1 for columns in zip(*(counts for _, counts in parts), strict=True)]
+    X = stand_in.numeric(meta, len(highest), np.int64, rows=len(labels))
+    X = X + np.where(np.arange(len(labels))[:, None] == 0, highest, 0)
+    weights = np.array([weight for weight, _ in parts])
+    fitted = clone(estimator).fit(X, labels, sample_weight=weights)
+    fitted.category_count_ = [
+        np.array([np.pad(counts[j], (0, n - len(counts[j]))) for _, counts in parts])
+        for j, n in enumerate(fitted.n_categories_)
+    ]
+    alpha = estimator.alpha if estimator.force_alpha else np.maximum(estimator.alpha, 1e-10)
+    smoothed = [counts + alpha for counts in fitted.category_count_]
+    with np.errstate(divide="ignore"):
+        fitted.feature_log_prob_ = [np.log(n) - np.log(n.sum(axis=1, keepdims=True)) for n in smoothed]
+    return fitted
+
+
+add(CategoricalNB, Way("merge", _finish_categories, lambda est: (CategorySums,), needs_y=True))

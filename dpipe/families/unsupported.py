@@ -47,7 +47,6 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "tree": Refusal("it needs all rows at each of its splits", "SGDClassifier or SGDRegressor"),
 }
 _BY_NAME: Mapping[str, Refusal] = {
-    "CategoricalNB": Refusal("", "MultinomialNB after a OneHotEncoder"),
     "LabelBinarizer": Refusal(
         "it transforms labels, which dpipe takes as they are", "no encoding of y at all"
     ),

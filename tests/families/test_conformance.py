@@ -41,7 +41,7 @@ from sklearn.linear_model import (
     SGDClassifier,
     SGDRegressor,
 )
-from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
+from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import (
     Binarizer,
@@ -468,6 +468,17 @@ def counting_bayes():
     yield from each(variants, (counts, ("frame", "array")), y="text", weighted=True)
 
 
+def categorical_bayes():
+    variants = [
+        CategoricalNB(),
+        CategoricalNB(alpha=0.1, fit_prior=False),
+        CategoricalNB(min_categories=7),
+    ]
+    codes = ("small", "flag", "whole_positive")
+    yield from each(variants, (codes, FRAMES + ARRAYS), y="label")
+    yield from each(variants, (codes, ("frame", "array")), y="text", weighted=True)
+
+
 def classifiers():
     variants = [RidgeClassifier(), RidgeClassifier(alpha=10.0, fit_intercept=False)]
     for y in ("label", "flag"):
@@ -520,6 +531,7 @@ PREDICTORS = (
     regressors,
     bayes,
     counting_bayes,
+    categorical_bayes,
     classifiers,
     penalised,
     dummies,
