@@ -42,6 +42,7 @@ class CrossProducts:
     y_is_1d: bool
 
     @classmethod
+    @np.errstate(invalid="ignore", over="ignore")  # infinity is refused when all blocks are joined
     def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
         """Read one block; `y` of shape (n_rows,) or (n_rows, n_targets)."""
         matrix, target = numbers(X), target_matrix(y)
@@ -66,6 +67,7 @@ class CrossProducts:
                 xy = dx.T @ dy
         return cls(len(target), total, x_mean, y_mean, xx, xy, yy, matrix.dtype, is_sparse, np.ndim(y) == 1)
 
+    @np.errstate(invalid="ignore", over="ignore")
     def merge(self, other: Self) -> Self:
         """Join with the cross products of later rows."""
         weight = self.weight + other.weight
@@ -101,6 +103,7 @@ class ClassMoments:
 
     by_class: dict[Any, Moments]
     label_dtype: np.dtype[Any]
+    n_unlabelled: int
 
     @classmethod
     def of(cls, X: Block, y: Any, w: np.ndarray | None = None) -> Self:
@@ -111,14 +114,15 @@ class ClassMoments:
         for code, label in enumerate(labels.values):
             rows = np.flatnonzero(labels.codes == code)
             found[label] = Moments.of(matrix[rows], None, None if w is None else np.asarray(w)[rows])
-        return cls(found, labels.dtype)
+        return cls(found, labels.dtype, int((labels.codes < 0).sum()))
 
     def merge(self, other: Self) -> Self:
         """Join with the moments of later rows."""
         both = dict(self.by_class)
         for label, moments in other.by_class.items():
             both[label] = both[label].merge(moments) if label in both else moments
-        return type(self)(both, np.result_type(self.label_dtype, other.label_dtype))
+        dtype = np.result_type(self.label_dtype, other.label_dtype)
+        return type(self)(both, dtype, self.n_unlabelled + other.n_unlabelled)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class ClassSums:
     dtype: np.dtype[Any]
     low: float
     """The smallest value of X."""
+    finite: bool
+    """Whether X is free of NaN and infinity; what is above a threshold does not show it."""
     n_unlabelled: int
     sparse: bool
 
@@ -147,6 +153,7 @@ class ClassSums:
             np.result_type(self.label_dtype, other.label_dtype),
             np.result_type(self.dtype, other.dtype),
             min(self.low, other.low),
+            self.finite and other.finite,
             self.n_unlabelled + other.n_unlabelled,
             self.sparse or other.sparse,
         )
@@ -165,6 +172,7 @@ class SumsByClass:
         dtype, is_sparse = matrix.dtype, bool(sp.issparse(matrix))
         labels = codes(np.asarray(y).reshape(-1, 1), 0)
         low = float(matrix.min()) if matrix.shape[0] * matrix.shape[1] else np.inf
+        finite = bool(np.isfinite(matrix.data if is_sparse else matrix).all())
         if self.threshold is not None:
             matrix = matrix > self.threshold
         weights = np.ones(len(labels.codes)) if w is None else np.asarray(w, dtype=np.float64)
@@ -181,7 +189,7 @@ class SumsByClass:
             for label, total, mine in zip(labels.values, totals, sums, strict=True)
         }
         n_unlabelled = len(weights) - len(known)
-        return ClassSums(len(weights), found, labels.dtype, dtype, low, n_unlabelled, is_sparse)
+        return ClassSums(len(weights), found, labels.dtype, dtype, low, finite, n_unlabelled, is_sparse)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,9 @@ def _filled(block: pa.Table | pd.DataFrame) -> Iterator[tuple[np.ndarray, np.nda
     out = np.empty(n_rows(block))
     for name, column in _columns(block):
         gaps = _fill_named(out, name, column, missing=0.0)
-        if np.isnan(out.sum()):  # missing values can also stand as NaN among the others
+        with np.errstate(invalid="ignore"):  # infinities of both signs: refused when all blocks are joined
+            total = out.sum()
+        if np.isnan(total):  # missing values can also stand as NaN among the others
             gaps = np.union1d(gaps, np.flatnonzero(np.isnan(out)))
         yield out, gaps
 

@@ -84,7 +84,12 @@ def _check_headers(
     }
 
     def header(path: str) -> list[str]:
-        return list(pd.read_csv(path, nrows=0, storage_options=storage_options, **same).columns)
+        try:
+            return list(pd.read_csv(path, nrows=0, storage_options=storage_options, **same).columns)
+        except (OSError, ValueError) as err:
+            raise SourceError(
+                f"{path} cannot be read as CSV: {err}. Write it again, or leave it out of the source."
+            ) from err
 
     with ThreadPoolExecutor(min(16, len(paths))) as pool:
         headers = list(pool.map(header, paths))

@@ -11,7 +11,7 @@ from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, Gaussi
 from dpipe.blocks.regression import CategorySums, ClassMoments, ClassSums, SumsByClass
 from dpipe.blocks.statistics import Moments
 from dpipe.errors import InputError
-from dpipe.families import stand_in
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
@@ -20,11 +20,8 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     everything: Moments = stats[1]
     if (everything.observed < everything.n_rows).any():
         raise InputError("GaussianNB: X holds NaN. Put a SimpleImputer before it, or drop those rows.")
-    n_labels = sum(moments.n_rows for moments in classes.by_class.values())
-    if n_labels < everything.n_rows:
-        raise InputError(
-            f"GaussianNB: {everything.n_rows - n_labels:,} labels are missing in y. Drop those rows first."
-        )
+    refuse.unlabelled(estimator, classes.n_unlabelled)
+    refuse.gaps(estimator, finite=refuse.is_finite(everything.m2))
     labels = np.array(sorted(classes.by_class), dtype=classes.label_dtype)
     by_class = [classes.by_class[label] for label in labels.tolist()]
     width = len(everything.mean)
@@ -55,8 +52,13 @@ add(
 def _finish_counts(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     """Fit on one row a class, its mean, with the class's weight: the counts are the same."""
     sums: ClassSums = stats[0]
-    name = type(estimator).__name__
-    _refuse_counts(name, sums)
+    refuse.unlabelled(estimator, sums.n_unlabelled)
+    refuse.gaps(estimator, finite=sums.finite)
+    if not isinstance(estimator, BernoulliNB) and sums.low < 0:
+        raise InputError(
+            f"{type(estimator).__name__} counts, but the smallest value of X is {sums.low:.6g}. Use GaussianNB, "
+            "or a MinMaxScaler before it."
+        )
     labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
     weights = np.array([sums.by_class[label][0] for label in labels.tolist()])
     totals = np.array([sums.by_class[label][1] for label in labels.tolist()])
@@ -75,20 +77,6 @@ def _finish_counts(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Es
     return fitted
 
 
-def _refuse_counts(name: str, sums: ClassSums) -> None:
-    if sums.n_unlabelled:
-        raise InputError(f"{name}: {sums.n_unlabelled:,} labels are missing in y. Drop those rows first.")
-    if np.isnan(sums.low) or not all(np.isfinite(total).all() for _, total in sums.by_class.values()):
-        raise InputError(
-            f"{name}: X holds NaN or infinity. Put a SimpleImputer before it, or drop those rows."
-        )
-    if name != "BernoulliNB" and sums.low < 0:
-        raise InputError(
-            f"{name} counts, but the smallest value of X is {sums.low:.6g}. Use GaussianNB, or a MinMaxScaler "
-            "before it."
-        )
-
-
 for _counting in (MultinomialNB, ComplementNB):
     add(_counting, Way("merge", _finish_counts, lambda est: (SumsByClass(),), needs_y=True))
 add(
@@ -100,10 +88,7 @@ add(
 def _finish_categories(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     """Fit on one row a class, the first of them with the highest codes; then put the counts in."""
     sums: CategorySums = stats[0]
-    if sums.n_unlabelled:
-        raise InputError(
-            f"CategoricalNB: {sums.n_unlabelled:,} labels are missing in y. Drop those rows first."
-        )
+    refuse.unlabelled(estimator, sums.n_unlabelled)
     labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
     parts = [sums.by_class[label] for label in labels.tolist()]
     highest = [max(map(len, columns)) - 1 for columns in zip(*(counts for _, counts in parts), strict=True)]

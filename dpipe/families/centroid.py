@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestCentroid
 
 from dpipe.blocks.regression import ClassMoments
 from dpipe.errors import InputError, UnsupportedEstimatorError
-from dpipe.families import stand_in
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
@@ -24,13 +24,13 @@ def _check(estimator: Estimator) -> None:
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     classes: ClassMoments = stats[0]
     labels = np.array(sorted(classes.by_class), dtype=classes.label_dtype)
+    refuse.unlabelled(estimator, classes.n_unlabelled)
     if len(labels) < 2:
         raise InputError(f"NearestCentroid needs at least two classes, but y holds only {labels.tolist()}.")
     parts = [classes.by_class[label] for label in labels.tolist()]
-    meta.refuse(
-        np.any([part.observed < part.n_rows for part in parts], axis=0),
-        "it holds NaN. Put a SimpleImputer before it, or drop those rows.",
-    )
+    gaps = np.any([part.observed < part.n_rows for part in parts], axis=0)
+    meta.refuse(gaps, "it holds NaN. Put a SimpleImputer before it, or drop those rows.")
+    refuse.gaps(estimator, finite=refuse.is_finite(*(part.m2 for part in parts)))
     rows = np.array([part.n_rows for part in parts], dtype=np.float64)
     n, width = rows.sum(), len(parts[0].mean)
     X = stand_in.numeric(meta, width, parts[0].dtype, rows=2 * len(labels), sparse=parts[0].sparse)

@@ -10,27 +10,13 @@ from sklearn.covariance import OAS, EmpiricalCovariance, ShrunkCovariance, shrun
 
 from dpipe.blocks.regression import Scatter
 from dpipe.errors import InputError
-from dpipe.families import stand_in
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
-
-
-def refuse_gaps(estimator: Estimator, scatter: Scatter) -> None:
-    """Raise if X holds what has no covariance.
-
-    Raises
-    ------
-    InputError
-        If X holds NaN or infinity.
-    """
-    if not np.isfinite(scatter.xx).all():
-        raise InputError(
-            f"{type(estimator).__name__}: X holds NaN or infinity. Put a SimpleImputer before it, or drop those rows."
-        )
 
 
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     scatter: Scatter = stats[0]
-    refuse_gaps(estimator, scatter)
+    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx))
     if scatter.sparse:
         raise InputError(
             f"{type(estimator).__name__} does not take sparse input. Use a dense array or TruncatedSVD."

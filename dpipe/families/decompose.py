@@ -16,8 +16,7 @@ from sklearn.utils.extmath import svd_flip
 
 from dpipe.blocks.regression import Scatter
 from dpipe.errors import InputError
-from dpipe.families import stand_in
-from dpipe.families.covariance import refuse_gaps
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
@@ -30,7 +29,7 @@ def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _finish_pca(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     scatter: Scatter = stats[0]
-    refuse_gaps(estimator, scatter)
+    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx))
     n, width = scatter.n_rows, len(scatter.x_mean)
     values, rows = _eigen(scatter.xx)
     variance = values / (n - 1)
@@ -87,7 +86,7 @@ def _solver(estimator: Estimator, n: int, width: int, sparse: bool) -> str:
 
 def _finish_svd(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     scatter: Scatter = stats[0]
-    refuse_gaps(estimator, scatter)
+    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx))
     width, kept = len(scatter.x_mean), estimator.n_components
     if kept > width:
         raise InputError(

@@ -9,17 +9,14 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from dpipe.blocks.statistics import LabelWeights, TargetMoments
 from dpipe.errors import InputError, UnsupportedEstimatorError
-from dpipe.families import stand_in
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
 def _finish_classifier(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     """Fit on one row a label, with the weight of all rows that have it."""
     labels: LabelWeights = stats[0]
-    if labels.n_missing:
-        raise InputError(
-            f"DummyClassifier: {labels.n_missing:,} labels are missing in y. Drop those rows first."
-        )
+    refuse.unlabelled(estimator, labels.n_missing)
     X = stand_in.numeric(meta, meta.width or 1, np.float64, rows=len(labels.classes))
     weights = np.array([labels.counts[label] for label in labels.classes.tolist()], dtype=np.float64)
     return clone(estimator).fit(X, labels.classes, sample_weight=weights)

@@ -1,6 +1,7 @@
 """OneHotEncoder and OrdinalEncoder: one pass, from the counts of the distinct values."""
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,15 +52,25 @@ class _Lookup:
 
     def __init__(self, categories: np.ndarray) -> None:
         self.categories = frozenset(categories.tolist())
-        self.missing_is_category = any(_is_missing(value) for value in categories[-2:].tolist())
+        self.markers = frozenset(_marker(value) for value in categories[-2:].tolist() if _is_missing(value))
         self.rows: dict[Any, Any] = {}
 
     def keeps(self, key: Any) -> bool:
         """Tell whether a value may come again; there is no end of values that are no category."""
-        return self.missing_is_category if key is _MISSING else key in self.categories
+        return key in self.markers if isinstance(key, _Marker) else key in self.categories
 
 
-_MISSING = object()
+class _Marker(Enum):
+    """What stands for a missing value: NaN is no key of a dictionary, and not what None is."""
+
+    NAN = "nan"
+    NONE = "none"
+
+
+def _marker(missing: Any) -> _Marker:
+    return _Marker.NONE if missing is None else _Marker.NAN
+
+
 _lookups: WeakKeyDictionary[Estimator, tuple[list[np.ndarray], dict[Any, list[_Lookup]]]] = (
     WeakKeyDictionary()
 )
@@ -90,7 +101,10 @@ def _encoded(
     dtypes = [_dtype(column) for column in columns]
     lookups = _lookups_of(fitted, dtypes)
     used = [_used(column, lookup.categories) for column, lookup in zip(columns, lookups, strict=True)]
-    keys = [[*values, _MISSING] if len(index) and index.min() < 0 else values for index, values in used]
+    keys = [
+        [*values, _marker(column.missing)] if len(index) and index.min() < 0 else values
+        for column, (index, values) in zip(columns, used, strict=True)
+    ]
     new = [
         [key for key in mine if key not in lookup.rows] for mine, lookup in zip(keys, lookups, strict=True)
     ]
@@ -98,7 +112,7 @@ def _encoded(
     if any(new):
         asked = [unknown or mine[:1] for unknown, mine in zip(new, keys, strict=True)]
         values = [
-            [column.missing if key is _MISSING else key for key in mine]
+            [column.missing if isinstance(key, _Marker) else key for key in mine]
             for column, mine in zip(columns, asked, strict=True)
         ]
         table = stand_in.padded(values, dtypes, getattr(fitted, "feature_names_in_", None))

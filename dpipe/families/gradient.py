@@ -18,6 +18,7 @@ from dpipe.blocks.rows import Rows
 from dpipe.blocks.statistics import LabelCounts
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.families import refuse
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 #: Learners whose order of visits is known; the others are left to their own `partial_fit`.
@@ -49,8 +50,7 @@ def start(estimator: Estimator, stats: Sequence[Any]) -> tuple[Estimator, np.nda
         return clone(estimator), None
     labels: LabelCounts = stats[0]
     name = type(estimator).__name__
-    if labels.n_missing:
-        raise InputError(f"{name}: {labels.n_missing:,} labels are missing in y. Drop those rows first.")
+    refuse.unlabelled(estimator, labels.n_missing)
     if len(labels.counts) < 2:
         only = ", ".join(map(repr, labels.counts))
         raise InputError(

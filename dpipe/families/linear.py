@@ -15,7 +15,7 @@ from sklearn.linear_model import ElasticNet, Lasso, LinearRegression, Ridge, Rid
 
 from dpipe.blocks.regression import ClassSums, CrossProducts, Scatter, SumsByClass
 from dpipe.errors import InputError, UnsupportedEstimatorError
-from dpipe.families import stand_in
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
@@ -35,11 +35,7 @@ def _stand_in(estimator: Estimator, products: CrossProducts, meta: Meta) -> Esti
 
 def _centred(estimator: Estimator, products: CrossProducts) -> tuple[np.ndarray, np.ndarray]:
     """The normal equations, about the mean if an intercept is fitted, else about zero."""
-    if not (np.isfinite(products.xx).all() and np.isfinite(products.xy).all()):
-        raise InputError(
-            f"{type(estimator).__name__}: X or y holds NaN or infinity. Put a SimpleImputer before it, "
-            "or drop those rows."
-        )
+    refuse.gaps(estimator, finite=refuse.is_finite(products.xx, products.xy), what="X or y")
     if estimator.fit_intercept:
         return products.xx, products.xy
     both = products.weight
@@ -109,10 +105,7 @@ def _finish_ridge_classifier(estimator: Estimator, stats: Sequence[Any], meta: M
     """Regress on 1 for a class and -1 for the others: their cross products follow from sums by class."""
     scatter: Scatter = stats[0]
     sums: ClassSums = stats[1]
-    if sums.n_unlabelled:
-        raise InputError(
-            f"RidgeClassifier: {sums.n_unlabelled:,} labels are missing in y. Drop those rows first."
-        )
+    refuse.unlabelled(estimator, sums.n_unlabelled)
     labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
     if len(labels) < 2:
         raise InputError(

@@ -23,7 +23,7 @@ from sklearn.feature_selection import (
 from dpipe.blocks.regression import ClassMoments, ClassSums, CrossProducts, SumsByClass
 from dpipe.blocks.statistics import Extremes, Moments
 from dpipe.errors import InputError, UnsupportedEstimatorError
-from dpipe.families import stand_in
+from dpipe.families import refuse, stand_in
 from dpipe.families.registry import INFINITE, Estimator, Meta, Way, add
 
 _NO_GAPS = "missing values cannot be scored. Put a SimpleImputer before it, or drop those rows."
@@ -114,20 +114,27 @@ def _check_scores(estimator: Estimator) -> None:
 
 def _finish_scores(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     dtype, width, sparse = _seen(stats[0])
+    _refuse_gaps(estimator, stats[0], meta)
     scores = _SCORES[estimator.score_func][1](stats[0])
-    found = scores if isinstance(scores, tuple) else (scores,)
-    finite = stats[0].xy if isinstance(stats[0], CrossProducts) else found[0]
-    if isinstance(stats[0], ClassMoments):
-        complete = np.all([part.observed == part.n_rows for part in stats[0].by_class.values()], axis=0)
-        meta.refuse(~complete, _NO_GAPS)
-    elif not np.isfinite(np.asarray(finite)[~np.isnan(np.asarray(finite))]).all():
-        raise InputError(f"{type(estimator).__name__}: {_NO_GAPS}")
     X = stand_in.numeric(meta, width, dtype, rows=2, sparse=sparse)
     fitted = clone(estimator)
     fitted.score_func = lambda X, y: scores
     fitted.fit(X, [0, 1])
     fitted.score_func = estimator.score_func
     return fitted
+
+
+def _refuse_gaps(estimator: Estimator, stat: Any, meta: Meta) -> None:
+    if isinstance(stat, CrossProducts):
+        refuse.gaps(estimator, finite=refuse.is_finite(stat.xx, stat.xy, stat.yy), what="X or y")
+        return
+    refuse.unlabelled(estimator, stat.n_unlabelled)
+    if isinstance(stat, ClassSums):
+        refuse.gaps(estimator, finite=stat.finite)
+        return
+    parts = stat.by_class.values()
+    meta.refuse(np.any([part.observed < part.n_rows for part in parts], axis=0), _NO_GAPS)
+    refuse.gaps(estimator, finite=refuse.is_finite(*(part.m2 for part in parts)))
 
 
 def _seen(stat: Any) -> tuple[Any, int, bool]:

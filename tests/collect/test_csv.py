@@ -48,3 +48,10 @@ def test_sizes_of_blocks(size, message, tmp_path):
 def test_a_missing_column(tmp_path):
     with pytest.raises(InputError, match="no column 'z' in the source. It has: 'a', 'b'"):
         dpipe.read_csv(write(tmp_path, FRAME), columns=["z"])
+
+
+def test_an_empty_file_is_named(tmp_path):
+    write(tmp_path, FRAME)
+    (tmp_path / "1.csv").write_text("")
+    with pytest.raises(SourceError, match=r"1\.csv cannot be read as CSV"):
+        dpipe.read_csv(tmp_path)

@@ -56,3 +56,13 @@ def test_values_that_are_no_category_are_not_remembered():
         predict_block(encoder, pd.DataFrame({"a": [f"id {i}"], "b": ["p"]}), "transform")
     _, by_types = _lookups[encoder]
     assert all(len(lookup.rows) <= 3 for lookups in by_types.values() for lookup in lookups)
+
+
+def test_none_and_nan_are_not_taken_for_each_other():
+    values = pd.DataFrame({"a": ["x", "y", None]}, dtype=object)
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(values)
+    predict_block(encoder, values, "transform")
+    block = pd.DataFrame({"a": ["x", np.nan]}, dtype=object)
+    np.testing.assert_array_equal(
+        dense(predict_block(encoder, block, "transform")), dense(encoder.transform(block))
+    )

@@ -4,9 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.covariance import OAS
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_selection import SelectKBest, chi2, f_classif, f_regression, r_regression
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, SGDClassifier, SGDRegressor
-from sklearn.naive_bayes import GaussianNB
+from sklearn.linear_model import Lasso, LinearRegression, RidgeClassifier, SGDClassifier, SGDRegressor
+from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB, MultinomialNB
+from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from dpipe.errors import InputError
@@ -55,6 +60,47 @@ def test_times_are_refused(estimator, kind):
 def test_infinity_is_refused(estimator, value):
     with pytest.raises(InputError, match="'x1': there is an infinite value"):
         fit(estimator, array_blocks(np.array([[1.0, 0.0], [2.0, value], [3.0, value]]), (1, 1, 1)))
+
+
+CLASSIFYING = [
+    BernoulliNB(),
+    CategoricalNB(),
+    DummyClassifier(),
+    GaussianNB(),
+    MultinomialNB(),
+    NearestCentroid(),
+    RidgeClassifier(),
+    SGDClassifier(),
+    SelectKBest(chi2, k=1),
+    SelectKBest(f_classif, k=1),
+]
+REGRESSING = [Lasso(), LinearRegression(), SelectKBest(f_regression, k=1), SelectKBest(r_regression, k=1)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("estimator", [*CLASSIFYING, *REGRESSING, PCA(1), TruncatedSVD(1), OAS()])
+def test_gaps_and_infinity_in_a_later_block_are_refused(estimator, value):
+    matrix = np.tile(np.arange(10.0), (2, 1)).T
+    matrix[7, 1] = value
+    if isinstance(estimator, DummyClassifier):
+        assert fit(estimator, array_blocks(matrix, (4, 4, 2)), array_blocks(np.arange(10) % 2, (4, 4, 2)))
+        return  # it does not look at X
+    with pytest.raises(InputError):
+        fit(estimator, array_blocks(matrix, (4, 4, 2)), array_blocks(np.arange(10) % 2, (4, 4, 2)))
+
+
+@pytest.mark.parametrize("estimator", CLASSIFYING)
+def test_missing_labels_in_a_later_block_are_refused(estimator):
+    labels = np.array(["a", "b"] * 5, dtype=object)
+    labels[7] = None
+    with pytest.raises(InputError, match="1 labels are missing in y"):
+        fit(estimator, array_blocks(np.arange(10.0)[:, None], (4, 4, 2)), array_blocks(labels, (4, 4, 2)))
+
+
+def test_infinities_of_both_signs_are_refused_without_a_warning():
+    frame = pd.DataFrame({"a": [np.inf, -np.inf, 1.0]})
+    with pytest.raises(InputError, match="'a': there is an infinite value"):
+        fit(StandardScaler(), in_blocks(frame, (3,)))
 
 
 @pytest.mark.parametrize("estimator", [GaussianNB(), SGDClassifier()])
