@@ -186,14 +186,7 @@ def read_parquet(
         raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
     options = dict(storage_options or {})
     paths = find_files(source, options, ".parquet")
-    with ThreadPoolExecutor(min(16, len(paths))) as pool:
-        found = list(pool.map(lambda path: _footer(path, options, on_corrupt), paths))
-    paths = [path for path, footer in zip(paths, found, strict=True) if footer is not None]
-    footers = [footer for footer in found if footer is not None]
-    if not footers:
-        raise SourceError(
-            f"None of the {len(found)} files of {source!r} can be read as Parquet. Write them again."
-        )
+    paths, footers = _readable(paths, options, on_corrupt)
     types = schema or _common_schema(paths, footers)
     types = _with_nullable_floats(types, footers)
     if columns is not None:
@@ -268,6 +261,21 @@ def _matches(entry: str, storage_options: dict[str, Any], ending: str) -> list[s
 class _Footer:
     schema: pa.Schema
     metadata: Any
+
+
+def _readable(
+    paths: list[str], storage_options: dict[str, Any], on_corrupt: str
+) -> tuple[list[str], list[_Footer]]:
+    """Read the footers of all files; give the files that have one, and theirs."""
+    with ThreadPoolExecutor(min(16, len(paths))) as pool:
+        found = list(pool.map(lambda path: _footer(path, storage_options, on_corrupt), paths))
+    pairs = [(path, footer) for path, footer in zip(paths, found, strict=True) if footer is not None]
+    if not pairs:
+        raise SourceError(
+            f"None of the {len(paths)} files can be read as Parquet, the first one being {paths[0]}. "
+            "Write them again."
+        )
+    return [path for path, _ in pairs], [footer for _, footer in pairs]
 
 
 def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str) -> _Footer | None:

@@ -105,11 +105,9 @@ def score_files(
         A folder on this machine, or shared with the workers; made if it is not there. An output has the
         name of its input; where several inputs have the same one, the name of their folder goes before it.
     method : str, optional
-        Default: what the bundle was written for; where that is "predict", "predict_proba" of a classifier
-        that has it.
+        Default: the bundle's own; instead of "predict", "predict_proba" of a classifier that has it.
     keep : sequence of str
-        Columns of the input to copy to the output, before those of the predictions: "prediction", or
-        "probability_no" and "probability_yes" and the like.
+        Columns of the input to copy to the output, before those of the predictions.
     block_nbytes : int or str, default "32 MiB", or less if `memory` asks for it
         Decoded size of the rows that are worked on at a time.
     memory : int or str, optional
@@ -132,24 +130,20 @@ def score_files(
     InputError
         If the destination cannot be written, holds other files of these names, or is being written by
         another run; or if a file lacks a column. Nothing is written then.
-    MemoryLimitError
-        If the budget is too small.
-    BundleError
-        If the bundle cannot be opened.
+    MemoryLimitError, BundleError
+        If the budget is too small, or the bundle cannot be opened.
     ScoringError
         A `SourceError`: some files are corrupt or do not suit the model. All others are written.
 
     Notes
     -----
-    Rows are counted in and out of every file. An output is done if its fingerprint (path, size and time of
-    the input, checksum of the model, method, kept columns) is that of the work at hand.
+    Rows are counted in and out. An output is done if its fingerprint is that of the work at hand: path, size
+    and time of the input, checksum of the model, method, kept columns.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load(bundle, trusted=trusted)
     method = _default_method(bundle) if method is None else method
     check_applicable(bundle.model, method)
-    if isinstance(keep, str):
-        raise InputError(f"keep must be a sequence of names. Pass keep=[{keep!r}].")
-    keep = tuple(dict.fromkeys(keep))
+    keep = _kept(keep)
     sources = listed(source)
     folder = made_destination(destination, source, sources)
     with only_writer(folder):
@@ -164,6 +158,12 @@ def score_files(
             for outcome in _run(scoring, jobs, place, listener or _ignore, started or _ignore):
                 outcomes[outcome.source] = outcome
     return _result(inputs, outcomes, folder)
+
+
+def _kept(keep: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(keep, str):
+        raise InputError(f"keep must be a sequence of names. Pass keep=[{keep!r}].")
+    return tuple(dict.fromkeys(keep))
 
 
 def _ignore(_: Any) -> None:

@@ -26,21 +26,8 @@ from dpipe.families import (
 from dpipe.families.registry import registered
 from dpipe.families.unsupported import refusal_of
 
-FAMILIES = (
-    bayes,
-    centroid,
-    covariance,
-    decompose,
-    dummy,
-    encode,
-    gradient,
-    impute,
-    linear,
-    scale,
-    select,
-    stateless,
-    text,
-)
+#: What the families above have registered, for those who need them to have been imported.
+FAMILIES = frozenset(registered())
 _HEAD = ("estimator", "way", "passes", "same answer, or why not")
 _PASSES = {"stateless": "0", "merge": "1", "stream": "1 an epoch"}
 
@@ -67,15 +54,15 @@ class EstimatorTable(tuple[EstimatorRow, ...]):
         cells = [_HEAD, *map(_cells, self)]
         widths = [max(len(row[j]) for row in cells) for j in range(4)]
         return "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in cells
         )
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in _cells(row))}</tr>" for row in self)
-        head = "".join(f"<th>{text}</th>" for text in _HEAD)
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(row))}</tr>" for row in self)
+        head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
         return f"<table><tr>{head}</tr>{rows}</table>"
 
 
