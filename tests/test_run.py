@@ -94,7 +94,7 @@ def test_threads_give_the_same_bits_in_any_order_of_completion(expected, workers
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_processes_give_the_same_bits(expected, workers):
     frame = dd.concat([dd.from_pandas(part, npartitions=1) for part in counted(table(), 12)[0].blocks])
     with (
