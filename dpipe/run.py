@@ -14,7 +14,7 @@ from dask.task_spec import DataNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
 from dpipe.blocks.heap import keep_freed, trim
-from dpipe.blocks.rows import Rows, Tally
+from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.table import n_rows
 from dpipe.collect.loads import Graph, Load
 from dpipe.collect.source import Source
@@ -98,8 +98,10 @@ def add_scan(
     graph.tasks.update(shared)
     held = graph.hold(f"{name}-collect", collect)
     keys = [
-        graph.add_block(name, i, _scan_block, load, needs_of(load), held, TaskRef(known), name, i, len(loads))
-        for i, load in enumerate(loads)
+        graph.add_block(
+            name, i, _scan_block, load, needs_of(load), held, TaskRef(known), at, name, i, len(loads)
+        )
+        for i, (load, at) in enumerate(zip(loads, source.places, strict=True))
     ]
     while len(keys) > 1:
         keys = [
@@ -110,11 +112,18 @@ def add_scan(
 
 
 def _scan_block(
-    load: Load, inputs: Sequence[Any], collect: Callable[..., Any], known: Any, name: str, i: int, n: int
+    load: Load,
+    inputs: Sequence[Any],
+    collect: Callable[..., Any],
+    known: Any,
+    at: RowsAt | None,
+    name: str,
+    i: int,
+    n: int,
 ) -> PassState:
     started = time.time()
     keep_freed()
-    rows = load(dict(zip(load.needs, inputs, strict=True)))
+    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     states = collect(rows, known) if n_rows(rows.X) else None
     tally = Tally.of(rows, started)
     del rows

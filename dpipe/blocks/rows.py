@@ -14,6 +14,15 @@ from dpipe.blocks.table import Block, n_rows, nbytes
 from dpipe.errors import BlockMismatchError, InputError
 
 
+class RowsAt(NamedTuple):
+    """Where the rows of a block stand in the whole data set."""
+
+    first: int
+    """Rows before this block."""
+    total: int
+    """Rows of all blocks."""
+
+
 class Rows(NamedTuple):
     """One block of a data set."""
 
@@ -22,6 +31,8 @@ class Rows(NamedTuple):
     w: np.ndarray | None
     ordered: bool = False
     """Whether the rows stand in the order in which they are to be learned."""
+    at: RowsAt | None = None
+    """Where they stand in the data set, if the lengths of all blocks are known."""
 
 
 def as_target(values: Any) -> np.ndarray | None:

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import dask.array as da
@@ -18,7 +19,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 from dask.dataframe.dask_expr.io.io import FromMapProjectable
 
-from dpipe.blocks.rows import Rows, as_target, checked
+from dpipe.blocks.rows import Rows, RowsAt, as_target, checked
 from dpipe.blocks.table import nbytes as block_nbytes
 from dpipe.blocks.table import plain_strings
 from dpipe.collect.loads import Graph, HeldLoad, Load, ReadLoad, array_loads, as_block, frame_loads
@@ -59,6 +60,15 @@ class Source:
     def n_rows(self) -> int | None:
         """Number of rows, if it is known without reading."""
         return None if any(n is None for n in self.rows) else sum(n for n in self.rows if n is not None)
+
+    @property
+    def places(self) -> tuple[RowsAt | None, ...]:
+        """Where each block stands among all rows; None if a length is not known."""
+        total = self.n_rows
+        if total is None:
+            return (None,) * self.n_blocks
+        ends = accumulate((n or 0 for n in self.rows), initial=0)
+        return tuple(RowsAt(first, total) for first, _ in zip(ends, self.rows, strict=False))
 
     @property
     def sparse(self) -> bool:

@@ -88,7 +88,8 @@ class Collector:
                 local = narrowed(expression, position_of) if position_of else expression
                 with _arrays():
                     value = written_out(evaluate(local, rows.X, known.fitted, memo))
-            found.append(want.of(value, rows.y, rows.w if isinstance(want, Weighted) else None))
+            given = (value, rows.y, rows.w if isinstance(want, Weighted) else None)
+            found.append(want.of(*given, rows.at) if getattr(want, "placed", False) else want.of(*given))
         return tuple(found)
 
 

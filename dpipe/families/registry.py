@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from dpipe.blocks.matrix import to_matrix
+from dpipe.blocks.rows import RowsAt
 from dpipe.blocks.statistics import Custom, Statistic
 from dpipe.blocks.table import Block
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -78,9 +79,14 @@ class Weighted:
         """Whether it needs no X."""
         return getattr(self.want, "of_y", False)
 
-    def of(self, X: Block, y: Any, w: Any) -> Any:
+    @property
+    def placed(self) -> bool:
+        """Whether it is also told where the block stands."""
+        return getattr(self.want, "placed", False)
+
+    def of(self, X: Block, y: Any, w: Any, *at: RowsAt) -> Any:
         """Read one block."""
-        return self.want.of(X, y, w)
+        return self.want.of(X, y, w, *at)
 
 
 def unchanged(estimator: Estimator, statistic: Any) -> Any:

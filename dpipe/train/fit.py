@@ -87,6 +87,11 @@ def prepare(
 
 def _check_target(tree: Walk, source: Source) -> None:
     for fit in tree.fits:
+        if source.n_rows is None and any(getattr(want, "placed", False) for want, _ in fit.wants):
+            raise InputError(
+                f"{fit.name} must know where in the data each row stands, but the lengths of the blocks are not "
+                "known. Read files with dpipe.read_parquet, or call X.compute_chunk_sizes() on an array first."
+            )
         if fit.way.needs_y and source.y is None:
             raise InputError(
                 f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
