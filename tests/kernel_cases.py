@@ -162,6 +162,9 @@ def assert_same_array(ours, theirs, rtol, path="result", atol=0.0):
     if theirs.dtype.kind == "O":
         for i, (mine, value) in enumerate(zip(ours.ravel(), theirs.ravel(), strict=True)):
             assert type(mine) is type(value), f"{path}[{i}]: {mine!r} instead of {value!r}"
+            if isinstance(value, np.ndarray):
+                assert_same_array(mine, value, rtol, f"{path}[{i}]", atol)
+                continue
             same = mine == value or (mine != mine and value != value)
             if isinstance(value, float):
                 same = same or math.isclose(mine, value, rel_tol=rtol, abs_tol=atol)

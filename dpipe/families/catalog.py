@@ -18,6 +18,7 @@ from dpipe.families import (
     gradient,
     impute,
     linear,
+    quantile,
     scale,
     select,
     stateless,
@@ -29,7 +30,7 @@ from dpipe.families.unsupported import refusal_of
 #: What the families above have registered, for those who need them to have been imported.
 FAMILIES = frozenset(registered())
 _HEAD = ("estimator", "way", "passes", "same answer, or why not")
-_PASSES = {"stateless": "0", "merge": "1", "stream": "1 an epoch"}
+_PASSES = {"stateless": "0", "merge": "1", "refine": "a few", "stream": "1 an epoch"}
 
 
 @dataclass(frozen=True)

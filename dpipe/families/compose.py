@@ -38,6 +38,8 @@ class Fit:
     """Which of the children give sparse matrices; `wants` asks for the density of each."""
     widths: tuple[int | None, ...] = ()
     """Output columns of each part, where they are known beforehand."""
+    weighted: bool = False
+    """Whether it is given the weights of the rows."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
     root, output, _ = _visit(estimator, RAW, meta, type(estimator).__name__, fits)
     if weighted:
         last = _taker_of_weights(fits, root)
-        fits[last] = replace(fits[last], wants=tuple(map(_weighted, fits[last].wants)))
+        wants = tuple((weighted_want(want), value) for want, value in fits[last].wants)
+        fits[last] = replace(fits[last], wants=wants, weighted=True)
     return Walk(tuple(fits), root, output)
 
 
@@ -80,9 +83,10 @@ def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
     return fit.index
 
 
-def _weighted(want: tuple[Any, Expression]) -> tuple[Any, Expression]:
-    counts_rows = getattr(want[0], "of_y", False) and not getattr(want[0], "takes_weights", False)
-    return want if counts_rows else (Weighted(want[0]), want[1])
+def weighted_want(want: Any) -> Any:
+    """Have a statistic given the weights, unless it only counts the rows of y."""
+    counts_rows = getattr(want, "of_y", False) and not getattr(want, "takes_weights", False)
+    return want if counts_rows else Weighted(want)
 
 
 def _unused(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:

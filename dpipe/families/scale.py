@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
 from dpipe.blocks.regression import CrossProducts, Scatter
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros
@@ -138,6 +138,9 @@ def _as_affine(fitted: Estimator) -> tuple[np.ndarray, np.ndarray]:
     width = fitted.n_features_in_
     if isinstance(fitted, MinMaxScaler):
         return fitted.scale_, fitted.min_
+    if isinstance(fitted, RobustScaler):
+        scale = np.ones(width) if fitted.scale_ is None else 1 / fitted.scale_.astype(np.float64)
+        return scale, np.zeros(width) if fitted.center_ is None else -fitted.center_ * scale
     if isinstance(fitted, MaxAbsScaler):
         return 1 / fitted.scale_.astype(np.float64), np.zeros(width)
     scale = 1 / fitted.scale_ if fitted.with_std else np.ones(width)
@@ -182,7 +185,8 @@ def _products_rule(want: Any) -> Callable[[Estimator], Derivation | None]:
     return rule
 
 
-_DERIVE = {
+#: How statistics pass through a scaler; also through one that learns from quantiles.
+DERIVE = {
     Moments: _scaled_moments,
     Extremes: _scaled_extremes,
     Nonzeros: _scaled_nonzeros,
@@ -197,7 +201,7 @@ add(
         _finish_standard,
         lambda est: (Moments,),
         _transform_standard,
-        _DERIVE,
+        DERIVE,
         exact="1e-9 relative",
         by_rows=lambda est: True,
     ),
@@ -209,7 +213,7 @@ add(
         _finish_minmax,
         lambda est: (Extremes,),
         _transform_minmax,
-        _DERIVE,
+        DERIVE,
         _check_minmax,
         by_rows=lambda est: True,
     ),
@@ -221,7 +225,7 @@ add(
         _finish_maxabs,
         lambda est: (Extremes,),
         _transform_maxabs,
-        _DERIVE,
+        DERIVE,
         by_rows=lambda est: True,
     ),
 )
