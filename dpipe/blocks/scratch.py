@@ -32,6 +32,7 @@ class _File:
     def __init__(self, folder: str) -> None:
         # it stays open as long as a block of it is needed
         self._file = tempfile.TemporaryFile(prefix="dpipe-scratch-", dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
         self._end = 0
         self.folder = folder

@@ -15,13 +15,16 @@ from dpipe.families import (
     decompose,
     dummy,
     encode,
+    glm,
     gradient,
     impute,
     linear,
+    logistic,
     quantile,
     scale,
     select,
     stateless,
+    svm,
     text,
 )
 from dpipe.families.registry import registered
