@@ -11,6 +11,7 @@ from sklearn.utils import all_estimators
 from dpipe.families import (
     bayes,
     centroid,
+    cluster,
     covariance,
     decompose,
     dummy,
@@ -20,6 +21,8 @@ from dpipe.families import (
     impute,
     linear,
     logistic,
+    mixture,
+    power,
     quantile,
     scale,
     select,

@@ -15,7 +15,7 @@ from sklearn.utils.validation import has_fit_parameter
 from dpipe.blocks.statistics import Nonzeros
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.expression import RAW, Columns, Expression, Output, Stack
-from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Way, Weighted, way_of
+from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Unweighted, Way, Weighted, way_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,12 @@ def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
         last = _taker_of_weights(fits, root)
         wants = tuple((weighted_want(want), value) for want, value in fits[last].wants)
         fits[last] = replace(fits[last], wants=wants, weighted=True)
-    return Walk(tuple(fits), root, output)
+    return Walk(tuple(map(_without_marks, fits)), root, output)
+
+
+def _without_marks(fit: Fit) -> Fit:
+    wants = ((want.want if isinstance(want, Unweighted) else want, value) for want, value in fit.wants)
+    return replace(fit, wants=tuple(wants))
 
 
 def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
@@ -84,7 +89,9 @@ def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
 
 
 def weighted_want(want: Any) -> Any:
-    """Have a statistic given the weights, unless it only counts the rows of y."""
+    """Have a statistic given the weights, unless it counts every row once."""
+    if isinstance(want, Unweighted):
+        return want.want
     counts_rows = getattr(want, "of_y", False) and not getattr(want, "takes_weights", False)
     return want if counts_rows else Weighted(want)
 

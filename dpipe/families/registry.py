@@ -89,6 +89,13 @@ class Weighted:
         return self.want.of(X, y, w, *at)
 
 
+@dataclass(frozen=True)
+class Unweighted:
+    """Asks for a statistic that counts every row once, also where a fit is given weights."""
+
+    want: Any
+
+
 def unchanged(estimator: Estimator, statistic: Any) -> Any:
     """Derive a statistic that a transformer leaves as it is."""
     return statistic

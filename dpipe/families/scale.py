@@ -16,7 +16,8 @@ from dpipe.families import stand_in
 from dpipe.families.registry import INFINITE, Derivation, Estimator, Meta, Way, add, unchanged
 
 
-def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+def finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    """Fit a StandardScaler from moments."""
     moments: Moments = stats[0]
     meta.refuse(~np.isfinite(moments.mean), INFINITE)
     fitted = stand_in.fitted_on_zeros(
@@ -37,13 +38,17 @@ def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> 
 
 
 def _standard_scale(mean: np.ndarray, var: np.ndarray, n_samples: Any) -> np.ndarray:
-    """Standard deviations, 1 for columns that are constant up to rounding (as scikit-learn bounds it)."""
+    """Standard deviations, 1 for columns that are constant."""
+    scale = np.sqrt(var)
+    scale[is_constant(mean, var, n_samples)] = 1.0
+    return scale
+
+
+def is_constant(mean: np.ndarray, var: np.ndarray, n_samples: Any) -> np.ndarray:
+    """Tell which columns are constant up to rounding, as scikit-learn bounds it."""
     eps = np.finfo(np.float64).eps
     with np.errstate(invalid="ignore"):
-        constant = var <= n_samples * eps * var + (n_samples * mean * eps) ** 2
-    scale = np.sqrt(var)
-    scale[constant] = 1.0
-    return scale
+        return var <= n_samples * eps * var + (n_samples * mean * eps) ** 2
 
 
 def _transform_standard(fitted: Estimator, block: Block) -> Block:
@@ -198,7 +203,7 @@ add(
     StandardScaler,
     Way(
         "merge",
-        _finish_standard,
+        finish_standard,
         lambda est: (Moments,),
         _transform_standard,
         DERIVE,

@@ -2,6 +2,7 @@
 
 from tests.families.cases import (
     bayes,
+    cluster,
     decompose,
     encode,
     impute,
@@ -13,6 +14,6 @@ from tests.families.cases import (
     stateless,
 )
 
-_MODULES = (bayes, decompose, encode, impute, linear, objective, quantile, scale, select, stateless)
+_MODULES = (bayes, cluster, decompose, encode, impute, linear, objective, quantile, scale, select, stateless)
 TRANSFORMERS = tuple(maker for module in _MODULES for maker in module.TRANSFORMERS)
 PREDICTORS = tuple(maker for module in _MODULES for maker in module.PREDICTORS)

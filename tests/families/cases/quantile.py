@@ -2,7 +2,13 @@
 
 import numpy as np
 from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import KBinsDiscretizer, QuantileTransformer, RobustScaler, SplineTransformer
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    SplineTransformer,
+)
 
 from tests.families.conformance import (
     ARRAYS,
@@ -88,5 +94,14 @@ def splines():
     yield Case(SplineTransformer(handle_missing="zeros", knots="quantile"), HOLES[:2], ("frame", "array"))
 
 
-TRANSFORMERS = (robust_scalers, median_imputers, quantile_transformers, binners, splines)
+def powers():
+    variants = [PowerTransformer(), PowerTransformer(standardize=False)]
+    yield from each(
+        variants, (("plain", "more", "holes", "whole", "Single"), FRAMES), (HOLES[:2], ARRAYS), rtol=1e-6
+    )
+    box = [PowerTransformer("box-cox"), PowerTransformer("box-cox", standardize=False)]
+    yield from each(box, (("positive", "positive_more", "whole_positive"), FRAMES + ARRAYS), rtol=1e-5)
+
+
+TRANSFORMERS = (powers, robust_scalers, median_imputers, quantile_transformers, binners, splines)
 PREDICTORS = ()
