@@ -94,6 +94,7 @@ def estimators() -> EstimatorTable:
     rows = [
         EstimatorRow(cls.__name__, cls.__module__, way.kind, _PASSES[way.kind], way.exact)
         for cls, way in registered().items()
+        if cls is not quantile.Quantiles
     ]
     rows += [
         EstimatorRow(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy import stats as distributions
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.preprocessing import KBinsDiscretizer, QuantileTransformer, RobustScaler, SplineTransformer
 from sklearn.utils import resample
 
@@ -37,6 +37,18 @@ Asking = Generator[tuple[Any, ...], Sequence[Any], Any]
 #: A quantile between 0 and 1, and numpy's method for it; or "median", the mean of the two middle values.
 Cut = tuple[float, str]
 
+#: The methods that a quantile can be asked for by name.
+METHODS = (
+    "linear",
+    "inverted_cdf",
+    "averaged_inverted_cdf",
+    "closest_observation",
+    "interpolated_inverted_cdf",
+    "hazen",
+    "weibull",
+    "median_unbiased",
+    "normal_unbiased",
+)
 #: The parameters (alpha, beta) of numpy's continuous methods, after Hyndman and Fan (1996).
 _CONTINUOUS = {
     "interpolated_inverted_cdf": (0.0, 1.0),
@@ -263,15 +275,33 @@ def _binned(estimator: Estimator, meta: Meta) -> Meta:
 
 
 def _rounds(estimator: Estimator) -> Rounds:
-    n_cuts = getattr(estimator, "n_quantiles", 2)
-    return Rounds(
-        2 if n_cuts > 100 and estimator.subsample is None else 1, "values near the quantiles", least=0
-    )
+    n_cuts = len(getattr(estimator, "cuts", ())) or getattr(estimator, "n_quantiles", 2)
+    sampled = getattr(estimator, "subsample", None) is not None
+    return Rounds(2 if n_cuts > 100 and not sampled else 1, "values near the quantiles", least=0)
 
 
 def _sample(estimator: Estimator) -> tuple[Any, ...]:
     return (Sample,)
 
+
+class Quantiles(BaseEstimator):  # type: ignore[misc]
+    """What `dpipe.quantile` has fitted: an estimator only in that it shares passes as others do."""
+
+    def __init__(self, cuts: Sequence[Cut]) -> None:
+        self.cuts = cuts
+
+    def fit(self, X: Any, y: Any = None) -> "Quantiles":
+        """Take the values from dpipe; nothing is learned from X."""
+        return self
+
+
+def _refine_quantiles(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
+    fitted = clone(estimator)
+    fitted.quantiles_ = yield from quantiles(stats[0], estimator.cuts)
+    return fitted
+
+
+add(Quantiles, refined(_refine_quantiles, _rounds, _sample))
 
 # RobustScaler maps moments and extremes as the other scalers do, see `scale`
 add(

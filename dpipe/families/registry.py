@@ -221,7 +221,7 @@ def way_of(estimator: Estimator) -> Way:
 def _check_parameters(estimator: Estimator) -> None:
     """Let scikit-learn check the parameters now, not in the last pass."""
     validate = getattr(estimator, "_validate_params", None)
-    if validate is not None:
+    if validate is not None and hasattr(estimator, "_parameter_constraints"):
         try:
             validate()
         except ValueError as err:
