@@ -222,8 +222,18 @@ class _Pass:
             columns = tuple(sorted(frozenset().union(*(found for found in needed if found is not None))))
         if columns == tuple(range(len(shape.names))):
             columns = None
-        return replace(step, columns=columns)
+        return replace(step, columns=columns, every=self._every(shape))
 
+    def _every(self, shape: DataShape) -> int:
+        """Read some of the blocks only where a sample is all that is collected."""
+        only_samples = all(getattr(want, "partial", False) for want, _ in self.collects)
+        if not only_samples or not self.collects or self.refines or shape.n_rows is None:
+            return 1
+        return _SAMPLE_EVERY if len(shape.rows) >= _SAMPLE_EVERY * _FEWEST_SAMPLED else 1
+
+
+#: A pass that only samples reads every so many blocks, if that leaves it enough of them.
+_SAMPLE_EVERY, _FEWEST_SAMPLED = 4, 4
 
 #: Ways of fits that are started in one pass and fitted in a later one.
 _STARTED = ("stream", "refine")
@@ -299,6 +309,7 @@ def _record(
     positions = range(len(shape.names)) if step.columns is None else step.columns
     per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
     times, most = _readings(step, epochs)
+    rows = None if shape.n_rows is None else sum(n or 0 for n in shape.rows[step.sampled])
     collects = [
         f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"
         for want, e in step.collects
@@ -316,13 +327,13 @@ def _record(
         why=_why(number, step, attempt, walk, fitted_in),
         rules=tuple(attempt.rules),
         columns=tuple(shape.names[j] for j in positions),
-        n_blocks=len(shape.rows),
+        n_blocks=len(shape.rows[step.sampled]),
         epochs=times,
         most_epochs=most,
         scratch=attempt.scratch.says,
         scratch_nbytes=attempt.scratch.nbytes,
-        rows=None if shape.n_rows is None else shape.n_rows * times,
-        nbytes=None if shape.n_rows is None else shape.n_rows * per_row * times,
+        rows=None if rows is None else rows * times,
+        nbytes=None if rows is None else rows * per_row * times,
         projected_nbytes=_projected(step, walk, shape, resources, per_row),
     )
 

@@ -9,7 +9,6 @@ References
 Munro, Paterson (1980), Selection and sorting with limited storage.
 """
 
-from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,14 +17,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import scipy.sparse as sp
 
+from dpipe.blocks.rows import RowsAt
+from dpipe.blocks.statistics import first_not_in
 from dpipe.blocks.table import Block, double_columns, n_rows, numbers
 
-#: Rows of a block that are sampled.
-SAMPLED = 16_384
 #: Points that a summary of one column keeps.
 KEPT = 32_768
 #: Points that all intervals of all columns keep together.
-MOST_INSIDE = 2**21
+MOST_INSIDE = 2**22
 #: Up to as many intervals, a column is swept once for each; for more, it is sorted.
 _FEW = 8
 
@@ -61,13 +60,17 @@ class Points:
         """Join with the points of later rows."""
         if not len(other.values):
             return self
-        values, place = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
-        weights = np.bincount(place, np.concatenate([self.weights, other.weights]), minlength=len(values))
+        values = np.concatenate([self.values, other.values])
+        order = np.argsort(values, kind="stable")  # merges two sorted runs in linear time
+        values, weights = values[order], np.concatenate([self.weights, other.weights])[order]
+        first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+        if len(first) < len(values):
+            values, weights = values[first], np.add.reduceat(weights, first)
         return type(self)(values, weights, self.error + other.error)
 
     def thinned(self, most: int) -> Self:
-        """Keep at most about so many points, evenly by rank; a heavy value is never moved."""
-        if len(self.values) <= most:
+        """Keep about so many points, evenly by rank, of more than twice as many."""
+        if len(self.values) <= 2 * most:
             return self
         group = np.floor(self.ends * (most / self.total))
         last = np.flatnonzero(np.append(np.diff(group) > 0, True))
@@ -87,7 +90,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of each column, with exact counts and extremes; NaN is left out."""
+    """A sample of each column, with exact counts and extremes of the rows that were read; NaN is left out."""
 
     n_rows: int
     observed: np.ndarray
@@ -99,36 +102,8 @@ class Sample:
     n_sampled: np.ndarray
     dtype: np.dtype[Any]
     sparse: bool
-
-    @classmethod
-    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
-        """Read one block."""
-        n = n_rows(X)
-        # one random row of each of many equal ranges: more even than rows drawn at random
-        strata = np.arange(SAMPLED) + np.random.default_rng(n).random(SAMPLED)
-        rows = None if n <= SAMPLED else (strata * (n / SAMPLED)).astype(np.int64)
-        dtype, columns = _columns(X)
-        observed, low, high, points, sampled = [], [], [], [], []
-        for values, gaps in columns:
-            values[gaps] = np.nan
-            n_observed = n - len(gaps)
-            drawn = values if rows is None else values[rows]
-            drawn = drawn[~np.isnan(drawn)]
-            observed.append(n_observed)
-            low.append(np.fmin.reduce(values) if n_observed else np.nan)
-            high.append(np.fmax.reduce(values) if n_observed else np.nan)
-            points.append(Points.of(drawn, n_observed / max(len(drawn), 1)).thinned(KEPT))
-            sampled.append(len(drawn))
-        return cls(
-            n,
-            np.array(observed, dtype=np.int64),
-            np.array(low, dtype=np.float64),
-            np.array(high, dtype=np.float64),
-            tuple(points),
-            np.array(sampled, dtype=np.int64),
-            dtype,
-            bool(sp.issparse(X)),
-        )
+    n_total: int
+    """Rows of all blocks, whether they have been read or not."""
 
     def merge(self, other: Self) -> Self:
         """Join with the sample of later rows."""
@@ -142,23 +117,78 @@ class Sample:
             self.n_sampled + other.n_sampled,
             np.result_type(self.dtype, other.dtype),
             self.sparse,
+            max(self.n_total, self.n_rows + other.n_rows),
         )
 
-    def interval(self, j: int, rank: int) -> tuple[float, float]:
-        """Give an interval that holds a rank of column `j`, all but certainly."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether all blocks were read, so that the counts and extremes are those of the data."""
+        return self.n_rows == self.n_total
+
+    def interval(self, j: int, share: float) -> tuple[float, float]:
+        """Give an interval that holds a quantile of column `j`, all but certainly."""
         n, drawn = float(self.observed[j]), float(self.n_sampled[j])
-        if self.is_exact(j):
-            found = self.points[j].around(rank, -1.0)
-        else:
-            share = (rank + 0.5) / n
-            spread = 4.5 * np.sqrt(max(share * (1 - share), 1 / drawn) / drawn)
-            found = self.points[j].around(rank, n * (spread + 2 / drawn))
+        found = None
+        if drawn:
+            spread = 4 * np.sqrt(max(share * (1 - share), 1 / drawn) / drawn)
+            found = self.points[j].around(share * n, n * (spread + 2 / drawn))
         below, above = found or (-np.inf, np.inf)
+        if not self.is_complete:
+            return below, above
         return max(below, float(self.low[j])), min(above, float(self.high[j]))
 
     def is_exact(self, j: int) -> bool:
         """Tell whether all values of a column are in the sample."""
-        return bool(self.n_sampled[j] == self.observed[j] and self.points[j].error == 0)
+        whole = self.n_sampled[j] == self.observed[j] and self.points[j].error == 0
+        return bool(whole and self.is_complete)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Wants a `Sample`, of so many rows of each block."""
+
+    rows: int = 32_768
+    placed: ClassVar[bool] = True
+    partial: ClassVar[bool] = True
+    """A pass that collects nothing else reads some of the blocks only."""
+    name: ClassVar[str] = "Sample"
+
+    def of(self, X: Block, y: Any = None, w: np.ndarray | None = None, at: RowsAt | None = None) -> Sample:
+        """Read one block."""
+        n = n_rows(X)
+        # one random row of each of many equal ranges: more even than rows drawn at random
+        strata = np.arange(self.rows) + np.random.default_rng(n).random(self.rows)
+        rows = None if n <= self.rows else (strata * (n / self.rows)).astype(np.int64)
+        dtype, columns = _columns(X)
+        found = [_sample_column(values, gaps, rows) for values, gaps in columns]
+        return Sample(
+            n,
+            n - np.array([n_gaps for n_gaps, *_ in found], dtype=np.int64),
+            np.array([low for _, low, _, _, _ in found], dtype=np.float64),
+            np.array([high for _, _, high, _, _ in found], dtype=np.float64),
+            tuple(points for _, _, _, points, _ in found),
+            np.array([drawn for *_, drawn in found], dtype=np.int64),
+            dtype,
+            bool(sp.issparse(X)),
+            n if at is None else at.total,
+        )
+
+
+def _sample_column(
+    values: np.ndarray, gaps: np.ndarray, rows: np.ndarray | None
+) -> tuple[int, float, float, Points, int]:
+    """Gaps, extremes, sampled points and their number; `values` may be changed."""
+    n_observed = len(values) - len(gaps)
+    if not n_observed:
+        return len(gaps), np.nan, np.nan, Points.of(values[:0]), 0
+    values[gaps] = np.nan
+    drawn = values if rows is None else values[rows]
+    if len(gaps):
+        drawn = drawn[~np.isnan(drawn)]
+        # NaN would hide the extremes, and fmin is many times slower than min
+        values[gaps] = values[first_not_in(gaps)]
+    points = Points.of(drawn, n_observed / max(len(drawn), 1))
+    return len(gaps), float(values.min()), float(values.max()), points, len(drawn)
 
 
 Intervals = tuple[tuple[float, float], ...]
@@ -265,16 +295,24 @@ def _columns(X: Block) -> tuple[np.dtype[Any], Iterator[tuple[np.ndarray, np.nda
     return matrix.dtype, ((values, np.flatnonzero(np.isnan(values))) for values in dense)
 
 
+def first_look(sample: Sample, shares: Sequence[float]) -> Within:
+    """Give what to look for while the blocks are counted that a first sample has left out."""
+    columns = range(len(sample.points))
+    return Within(tuple(_joined([sample.interval(j, share) for share in shares]) for j in columns))
+
+
 def select(
-    sample: Sample, ranks: Sequence[Sequence[int]]
+    sample: Sample, ranks: Sequence[Sequence[int]], looked: tuple[Within, Found] | None = None
 ) -> Generator[tuple[Any, ...], Sequence[Any], list[dict[int, float]]]:
     """Find the values at some ranks of each column, counted from 0; a refinement, see `registry.Way`.
 
     Parameters
     ----------
     sample : Sample
-        Of the first reading.
+        Of all blocks.
     ranks : for each column, ranks below its number of observed values
+    looked : (Within, Found), optional
+        What a `first_look` has found.
 
     Returns
     -------
@@ -282,26 +320,48 @@ def select(
         For each column, its ranks and what stands there.
     """
     known: list[dict[int, float]] = [{} for _ in ranks]
-    places = [{rank: sample.interval(j, rank) for rank in wanted} for j, wanted in enumerate(ranks)]
-    for j, wanted in enumerate(places):
+    places: list[dict[int, tuple[float, float]]] = []
+    for j, wanted in enumerate(ranks):
+        ends = float(sample.low[j]), float(sample.high[j])
+        places.append(dict.fromkeys(wanted, ends))
         if sample.is_exact(j):
             known[j] = {rank: _value_at(sample.points[j], rank) for rank in wanted}
             places[j] = {}
+        elif looked is not None:
+            places[j] = _looked_up(places[j], looked[0].intervals[j], looked[1].inside[j], known[j], ends)
+        n = max(int(sample.observed[j]), 1)
+        for rank, place in places[j].items():
+            low, high = sample.interval(j, (rank + 0.5) / n)
+            if place[0] <= low <= high <= place[1]:
+                places[j][rank] = low, high
     while any(places):
-        intervals = [_joined(list(wanted.values())) for wanted in places]
-        (found,) = yield (Within(tuple(intervals)),)
-        for j, wanted in enumerate(places):
-            places[j] = {}
-            lows = [low for low, _ in intervals[j]]
-            for rank, place in wanted.items():
-                at = bisect_right(lows, place[0]) - 1
-                ends = float(sample.low[j]), float(sample.high[j])
-                value, narrower = _look_up(rank, intervals[j][at], found.inside[j][at], ends)
-                if narrower is None:
-                    known[j][rank] = value
-                else:
-                    places[j][rank] = narrower
+        intervals = tuple(_joined(list(wanted.values())) for wanted in places)
+        (found,) = yield (Within(intervals),)
+        for j, column in enumerate(places):
+            ends = float(sample.low[j]), float(sample.high[j])
+            places[j] = _looked_up(column, intervals[j], found.inside[j], known[j], ends)
     return known
+
+
+def _looked_up(
+    places: dict[int, tuple[float, float]],
+    intervals: Intervals,
+    inside: Sequence[Inside],
+    known: dict[int, float],
+    ends: tuple[float, float],
+) -> dict[int, tuple[float, float]]:
+    """Enter the values that a reading has found, and give narrower intervals for the ranks that are left."""
+    left = {}
+    starts = np.array([each.n_below for each in inside])
+    for rank in places:
+        # the last interval that begins at or below the rank, so that what is missed lies to its right
+        at = max(int(np.searchsorted(starts, rank, side="right")) - 1, 0)
+        value, narrower = _look_up(rank, intervals[at], inside[at], ends)
+        if narrower is None:
+            known[rank] = value
+        else:
+            left[rank] = narrower
+    return left
 
 
 def _value_at(points: Points, rank: int) -> float:

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.impute import MissingIndicator, SimpleImputer
 
-from dpipe.blocks.ranks import Sample
+from dpipe.blocks.ranks import Sample, Sampling
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros, Observed, ValueCounts
 from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers, to_pandas
 from dpipe.errors import UnsupportedEstimatorError
@@ -85,9 +85,8 @@ def _filling(estimator: Estimator, meta: Meta, seen: Moments | Sample, fill: np.
 
 
 def _refine_median(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
-    sample: Sample = stats[0]
+    found, sample = yield from quantile.quantiles(stats[0], [quantile.MEDIAN])
     quantile.check_sample(estimator, sample, meta)
-    found = yield from quantile.quantiles(sample, [quantile.MEDIAN])
     return _filling(estimator, meta, sample, found[0])
 
 
@@ -309,7 +308,7 @@ _IN_ONE_PASS = Way(
 _MEDIAN = replace(
     _IN_ONE_PASS,
     kind="refine",
-    wants=lambda est: (Sample,),
+    wants=lambda est: (Sampling(),),
     refine=_refine_median,
     rounds=lambda est: Rounds(1, "values near the medians", least=0),
 )

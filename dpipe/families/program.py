@@ -60,8 +60,15 @@ class ProgramPass:
     """The estimator that learns in order, for a `stream` pass."""
     refines: tuple[Fit, ...] = ()
     """Fits that read the blocks again and again, together, for a `refine` pass."""
+    every: int = 1
+    """Every how many blocks one is read: a first sample needs not all of them."""
     scratch: str | None = None
     """The folder in which the transformed blocks are kept from the first reading on; None to read again."""
+
+    @property
+    def sampled(self) -> slice:
+        """Which blocks are read."""
+        return slice(self.every // 2, None, self.every)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sklearn.preprocessing import KBinsDiscretizer, QuantileTransformer, RobustS
 from sklearn.utils import resample
 
 from dpipe.blocks.picked import Pick, Picked
-from dpipe.blocks.ranks import Sample, select
+from dpipe.blocks.ranks import Sample, Sampling, first_look, select
 from dpipe.blocks.table import Block, owned_numbers
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import scale, stand_in
@@ -37,6 +37,8 @@ Asking = Generator[tuple[Any, ...], Sequence[Any], Any]
 #: A quantile between 0 and 1, and numpy's method for it; or "median", the mean of the two middle values.
 Cut = tuple[float, str]
 
+#: Counts all rows, and samples some in case that a first look has missed.
+_LIGHT = Sampling(4096)
 #: The methods that a quantile can be asked for by name.
 METHODS = (
     "linear",
@@ -67,16 +69,31 @@ def quantiles(sample: Sample, cuts: Sequence[Cut]) -> Asking:
     -------
     numpy.ndarray of shape (len(cuts), n_columns)
         float64, interpolated as numpy does; NaN where nothing was observed.
+    Sample
+        Of all blocks; the first pass may have left some out.
     """
+    looked = None
+    if not sample.is_complete:
+        look = first_look(sample, [q for q, _ in cuts])
+        found, sample = yield (look, _LIGHT)
+        looked = look, found
     places = [[_place(int(n), *cut) for cut in cuts] if n else [] for n in sample.observed]
     ranks = [sorted({rank for low, high, _ in column for rank in (low, high)}) for column in places]
-    found = yield from select(sample, ranks)
+    found = yield from select(sample, ranks, looked)
     out = np.full((len(cuts), len(places)), np.nan)
     for j, column in enumerate(places):
         for i, (low, high, share) in enumerate(column):
             ends = [sample.dtype.type(found[j][rank]) for rank in (low, high)]
             out[i, j] = _between(ends[0], ends[1], share)
-    return out
+    return out, sample
+
+
+def completed(sample: Sample) -> Asking:
+    """Give the sample of all blocks; its counts and extremes are those of the data."""
+    if sample.is_complete:
+        return sample
+    (sample,) = yield (_LIGHT,)
+    return sample
 
 
 def _place(n: int, q: float, method: str) -> tuple[int, int, float]:
@@ -123,12 +140,12 @@ def check_sample(estimator: Estimator, sample: Sample, meta: Meta, *, missing: b
 
 def _refine_robust(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     sample: Sample = stats[0]
-    check_sample(estimator, sample, meta)
     X = stand_in.numeric(meta, len(sample.observed), sample.dtype, rows=2, sparse=sample.sparse)
     fitted = clone(estimator).fit(X)
     q_min, q_max = estimator.quantile_range
     cuts = [(q_min / 100, "linear"), (q_max / 100, "linear")] if estimator.with_scaling else []
-    found = yield from quantiles(sample, [*cuts, *([MEDIAN] if estimator.with_centering else [])])
+    found, sample = yield from quantiles(sample, [*cuts, *([MEDIAN] if estimator.with_centering else [])])
+    check_sample(estimator, sample, meta)
     if estimator.with_centering:
         fitted.center_ = found[-1].astype(sample.dtype)
     if estimator.with_scaling:
@@ -173,7 +190,6 @@ def _fit_on_sample(estimator: Estimator, n_rows: int, *, replace: bool) -> Askin
 
 def _refine_transformer(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     sample: Sample = stats[0]
-    check_sample(estimator, sample, meta)
     if sample.sparse:
         raise InputError("QuantileTransformer: sparse input is not supported. Pass a dense array or a frame.")
     subsample = estimator.subsample
@@ -182,17 +198,20 @@ def _refine_transformer(estimator: Estimator, stats: Sequence[Any], meta: Meta) 
             f"QuantileTransformer(n_quantiles={estimator.n_quantiles}) is more than subsample={subsample}. "
             "Lower n_quantiles, or raise subsample."
         )
-    if subsample is not None and subsample < sample.n_rows:
-        return (yield from _fit_on_sample(estimator, sample.n_rows, replace=False))
-    n_quantiles = max(1, min(estimator.n_quantiles, sample.n_rows))
-    if estimator.n_quantiles > sample.n_rows:
+    n_rows = sample.n_total
+    if subsample is not None and subsample < n_rows:
+        check_sample(estimator, sample, meta)
+        return (yield from _fit_on_sample(estimator, n_rows, replace=False))
+    n_quantiles = max(1, min(estimator.n_quantiles, n_rows))
+    if estimator.n_quantiles > n_rows:
         warnings.warn(
-            f"n_quantiles ({estimator.n_quantiles}) is greater than the total number of samples ({sample.n_rows}). "
+            f"n_quantiles ({estimator.n_quantiles}) is greater than the total number of samples ({n_rows}). "
             "n_quantiles is set to n_samples.",
             stacklevel=2,
         )
     references = np.linspace(0, 1, n_quantiles, endpoint=True)
-    found = yield from quantiles(sample, [(share, "linear") for share in references * 100 / 100])
+    found, sample = yield from quantiles(sample, [(share, "linear") for share in references * 100 / 100])
+    check_sample(estimator, sample, meta)
     X = stand_in.numeric(meta, len(sample.observed), sample.dtype)
     fitted = clone(estimator).set_params(n_quantiles=1, subsample=None).fit(X)
     fitted.set_params(n_quantiles=estimator.n_quantiles, subsample=subsample)
@@ -211,10 +230,12 @@ def _check_bins(estimator: Estimator) -> None:
 def _refine_bins(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     """Fetch what scikit-learn samples; of all rows, ask for their quantiles or extremes."""
     sample: Sample = stats[0]
-    check_sample(estimator, sample, meta, missing=False)
     subsample = estimator.subsample
-    if subsample is not None and subsample < sample.n_rows:
-        return (yield from _fit_on_sample(estimator, sample.n_rows, replace=True))
+    if subsample is not None and subsample < sample.n_total:
+        check_sample(estimator, sample, meta, missing=False)
+        return (yield from _fit_on_sample(estimator, sample.n_total, replace=True))
+    sample = yield from completed(sample)
+    check_sample(estimator, sample, meta, missing=False)
     if estimator.strategy == "kmeans":
         positions = np.arange(sample.n_rows)
         (picked,) = yield (Pick(positions),)
@@ -227,7 +248,7 @@ def _refine_bins(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refi
         [(share / 100, estimator.quantile_method) for share in np.linspace(0, 100, n + 1)] for n in n_bins
     ]
     cuts = list(dict.fromkeys(cut for column in levels for cut in column))
-    found = yield from quantiles(sample, cuts)
+    found, _ = yield from quantiles(sample, cuts)
     edges = [found[[cuts.index(cut) for cut in column], j] for j, column in enumerate(levels)]
     # as scikit-learn does: bins that are too narrow are left out
     edges = [column[np.ediff1d(column, to_begin=np.inf) > 1e-8] for column in edges]
@@ -255,11 +276,13 @@ def _fitted_bins(estimator: Estimator, edges: list[np.ndarray], meta: Meta, samp
 def _refine_splines(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     """Have scikit-learn fit on the knots themselves: they are their own extremes and quantiles."""
     sample: Sample = stats[0]
-    check_sample(estimator, sample, meta, missing=estimator.handle_missing != "error")
-    knots = np.stack([sample.low, sample.high])
     if estimator.knots == "quantile":
         shares = 100 * np.linspace(0, 1, estimator.n_knots)
-        knots = yield from quantiles(sample, [(share / 100, "linear") for share in shares])
+        knots, sample = yield from quantiles(sample, [(share / 100, "linear") for share in shares])
+    else:
+        sample = yield from completed(sample)
+        knots = np.stack([sample.low, sample.high])
+    check_sample(estimator, sample, meta, missing=estimator.handle_missing != "error")
     rows = knots if meta.frame is None else pd.DataFrame(knots, columns=meta.frame.columns)
     return clone(estimator).fit(rows)
 
@@ -281,7 +304,7 @@ def _rounds(estimator: Estimator) -> Rounds:
 
 
 def _sample(estimator: Estimator) -> tuple[Any, ...]:
-    return (Sample,)
+    return (Sampling(),)
 
 
 class Quantiles(BaseEstimator):  # type: ignore[misc]
@@ -297,7 +320,7 @@ class Quantiles(BaseEstimator):  # type: ignore[misc]
 
 def _refine_quantiles(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     fitted = clone(estimator)
-    fitted.quantiles_ = yield from quantiles(stats[0], estimator.cuts)
+    fitted.quantiles_, _ = yield from quantiles(stats[0], estimator.cuts)
     return fitted
 
 

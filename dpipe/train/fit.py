@@ -101,7 +101,11 @@ def prepare(
 
 def _check_target(tree: Walk, source: Source) -> None:
     for fit in tree.fits:
-        if source.n_rows is None and any(getattr(want, "placed", False) for want, _ in fit.wants):
+        # who only samples can also do without
+        placed = (
+            getattr(want, "placed", False) and not getattr(want, "partial", False) for want, _ in fit.wants
+        )
+        if source.n_rows is None and any(placed):
             raise InputError(
                 f"{fit.name} must know where in the data each row stands, but the lengths of the blocks are not "
                 "known. Read files with dpipe.read_parquet, or call X.compute_chunk_sizes() on an array first."
@@ -192,7 +196,7 @@ def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number
     if step.learner is None:
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
-        inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)
+        inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)[step.sampled]
         merged = add_scan(graph, inputs, Collector(step), known, name=name)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     learned = add_stream(
@@ -281,7 +285,8 @@ def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | 
     while asked := running.asked:
         graph = GraphBuilder(graph_token(token, running.n_rounds))
         name = f"pass{i + 1}-refine"
-        held = graph.hold("known", known).key
+        # what the fits started from stays here: the blocks need what is fitted
+        held = graph.hold("known", replace(known, starts={})).key
         reading = replace(step, collects=asked)
         inputs = _placed(add_inputs(graph, prepared.source, step.columns), known)
         keys: list[Any] = []
@@ -309,9 +314,11 @@ def run_fit(
 
 def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
-    expected = prepared.source.n_rows
-    for step, tally in zip(prepared.plan.passes, tallies, strict=True):
+    lengths = prepared.source.rows
+    for number, (step, tally) in enumerate(zip(prepared.plan.passes, tallies, strict=True)):
         times = step.epochs if tally.n_readings is None else tally.n_readings
+        chosen = lengths[prepared.program.passes[number].sampled]
+        expected = None if None in chosen else sum(n or 0 for n in chosen)
         if expected is None or tally.rows == expected * times:
             continue
         said = f"pass {step.number} read {tally.rows:,} rows of {expected * times:,}"
