@@ -13,6 +13,7 @@ from dpipe.families import (
     centroid,
     covariance,
     decompose,
+    discriminant,
     dummy,
     encode,
     gradient,

@@ -19,10 +19,9 @@ _MANY_PASSES = "it would read the data many times"
 _BY_MODULE: Mapping[str, Refusal] = {
     "calibration": Refusal(_OTHERS, "the estimator inside"),
     "cluster": Refusal("it needs the distances between rows, or many passes", "MiniBatchKMeans"),
-    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, ShrunkCovariance or OAS"),
+    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, ShrunkCovariance, LedoitWolf or OAS"),
     "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
     "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
-    "discriminant_analysis": Refusal("", "GaussianNB or NearestCentroid"),
     "ensemble": Refusal("it needs all rows at each split of a tree", "SGDClassifier or SGDRegressor"),
     "feature_extraction": Refusal("it takes documents or records, which are no table", "OneHotEncoder"),
     "feature_selection": Refusal(_OTHERS, "SelectKBest or VarianceThreshold"),

@@ -1,6 +1,6 @@
 """Decompositions, covariances, weights of terms, varied."""
 
-from sklearn.covariance import OAS, EmpiricalCovariance, ShrunkCovariance
+from sklearn.covariance import OAS, EmpiricalCovariance, LedoitWolf, ShrunkCovariance
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 
@@ -40,8 +40,13 @@ def covariances():
         EmpiricalCovariance(assume_centered=True, store_precision=False),
         ShrunkCovariance(shrinkage=0.3),
         OAS(),
+        LedoitWolf(),
+        LedoitWolf(assume_centered=True, block_size=2),
     ]
     yield from each(variants, (REGULAR, FRAMES + ARRAYS))
+    yield Case(LedoitWolf(), ("plain", "offset"), ("frame", "array"))
+    yield Case(LedoitWolf(), ("plain",), ("frame", "array"))
+    yield Case(LedoitWolf(), ("single", "single_more"), ("frame", "array"), rtol=1e-3)
 
 
 TRANSFORMERS = (
