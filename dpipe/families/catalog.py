@@ -10,6 +10,7 @@ from sklearn.utils import all_estimators
 # imported for what they register
 from dpipe.families import (
     bayes,
+    bayesian,
     centroid,
     covariance,
     decompose,

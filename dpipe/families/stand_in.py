@@ -113,8 +113,7 @@ def rows_with_moments(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     Notes
     -----
     Whatever looks at the rows through their first two moments alone cannot tell these rows from the real
-    ones. The covariance is scaled to a correlation before its root is taken, so that columns of very
-    different sizes keep their digits.
+    ones.
 
     Examples
     --------
@@ -122,11 +121,37 @@ def rows_with_moments(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     >>> bool(np.allclose(rows.mean(axis=0), [1, 2])), bool(np.allclose(rows.var(axis=0), [4, 9]))
     (True, True)
     """
-    scale = np.sqrt(np.diag(covariance))
-    safe = np.where(scale > 0, scale, 1.0)
-    values, vectors = scipy.linalg.eigh(covariance / np.outer(safe, safe))
-    root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T * scale
     n = len(mean) + 1
     # its rows are orthonormal and add up to zero
     contrasts = scipy.linalg.helmert(n)
-    return mean + np.sqrt(n) * (contrasts.T @ root)
+    return mean + np.sqrt(n) * (contrasts.T @ root(covariance))
+
+
+def root(products: np.ndarray) -> np.ndarray:
+    """Give a square matrix whose columns have these products with each other; its last rows weigh most.
+
+    Parameters
+    ----------
+    products : ndarray of shape (n_columns, n_columns)
+        Positive semidefinite, up to rounding.
+
+    Returns
+    -------
+    ndarray of shape (n_columns, n_columns)
+        A column whose product with itself is zero is zero to the bit.
+
+    Notes
+    -----
+    The products are scaled to correlations before the root is taken, so that columns of very different
+    sizes keep their digits.
+
+    Examples
+    --------
+    >>> made = root(np.array([[4.0, 2.0], [2.0, 9.0]]))
+    >>> (made.T @ made).round(9).tolist()
+    [[4.0, 2.0], [2.0, 9.0]]
+    """
+    scale = np.sqrt(np.diag(products))
+    safe = np.where(scale > 0, scale, 1.0)
+    values, vectors = scipy.linalg.eigh(products / np.outer(safe, safe))
+    return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T * scale

@@ -1,9 +1,13 @@
 """Linear models, varied."""
 
 from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
     ElasticNet,
     Lasso,
     LinearRegression,
+    MultiTaskElasticNet,
+    MultiTaskLasso,
     Ridge,
 )
 
@@ -41,8 +45,48 @@ def penalised():
     yield Case(Lasso(0.1), REGULAR, CSR, y="number", rtol=1e-6)
 
 
+def several_penalised():
+    variants = [
+        MultiTaskLasso(0.1),
+        MultiTaskElasticNet(0.1, l1_ratio=0.3, tol=1e-10),
+        MultiTaskElasticNet(0.2, fit_intercept=False, selection="random", random_state=0),
+    ]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), y="two", rtol=1e-6)
+    yield from each(variants, (REGULAR, ("frame", "array")), y="two", weighted=True, rtol=1e-6)
+    yield Case(MultiTaskLasso(0.1, tol=1e-10), REGULAR, CSR, y="two", rtol=1e-6)
+
+
+def positive():
+    variants = [LinearRegression(positive=True), LinearRegression(positive=True, fit_intercept=False)]
+    variants += [Ridge(positive=True), Ridge(10.0, positive=True, fit_intercept=False, tol=1e-8)]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), y="number", rtol=1e-5)
+    yield from each(variants, (REGULAR, ("frame", "array")), y="two", weighted=True, rtol=1e-5)
+    yield Case(Ridge(positive=True, tol=1e-8), REGULAR, CSR, y="number", rtol=1e-5)
+
+
+def bayesian():
+    variants = [
+        BayesianRidge(),
+        BayesianRidge(compute_score=True, tol=1e-8, alpha_init=2.0, lambda_init=0.1),
+        BayesianRidge(fit_intercept=False, compute_score=True),
+    ]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), y="number", rtol=1e-7)
+    yield from each(variants, (REGULAR, ("frame", "array")), y="number", weighted=True, rtol=1e-7)
+    variants += [
+        ARDRegression(),
+        ARDRegression(compute_score=True, tol=1e-8),
+        ARDRegression(fit_intercept=False, threshold_lambda=1e3),
+    ]
+    yield from each(variants[3:], (REGULAR, FRAMES + ARRAYS), y="number", rtol=1e-7)
+    single = (("single", "single_more"), ("frame", "array"))
+    yield from each([variants[0], variants[3]], single, y="number", rtol=1e-2)
+
+
 TRANSFORMERS = ()
 PREDICTORS = (
     regressors,
     penalised,
+    several_penalised,
+    positive,
+    bayesian,
 )
