@@ -13,6 +13,7 @@ from dpipe.families import (
     bayesian,
     centroid,
     covariance,
+    cross_validated,
     decompose,
     discriminant,
     dummy,

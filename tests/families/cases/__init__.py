@@ -2,6 +2,7 @@
 
 from tests.families.cases import (
     bayes,
+    cross_validated,
     decompose,
     discriminant,
     encode,
@@ -12,6 +13,6 @@ from tests.families.cases import (
     stateless,
 )
 
-_MODULES = (bayes, decompose, discriminant, encode, impute, linear, scale, select, stateless)
+_MODULES = (bayes, cross_validated, decompose, discriminant, encode, impute, linear, scale, select, stateless)
 TRANSFORMERS = tuple(maker for module in _MODULES for maker in module.TRANSFORMERS)
 PREDICTORS = tuple(maker for module in _MODULES for maker in module.PREDICTORS)
