@@ -20,6 +20,7 @@ from dpipe.families import (
     encode,
     gradient,
     impute,
+    least_angle,
     linear,
     scale,
     select,

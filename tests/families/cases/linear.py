@@ -4,10 +4,13 @@ from sklearn.linear_model import (
     ARDRegression,
     BayesianRidge,
     ElasticNet,
+    Lars,
     Lasso,
+    LassoLars,
     LinearRegression,
     MultiTaskElasticNet,
     MultiTaskLasso,
+    OrthogonalMatchingPursuit,
     Ridge,
 )
 
@@ -82,6 +85,28 @@ def bayesian():
     yield from each([variants[0], variants[3]], single, y="number", rtol=1e-2)
 
 
+def paths():
+    variants = [
+        Lars(),
+        Lars(n_nonzero_coefs=2, fit_intercept=False),
+        Lars(fit_path=False, precompute=False),
+    ]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), y="number")
+    yield from each(variants, (REGULAR, ("frame", "array")), y="two")
+    variants = [LassoLars(0.1), LassoLars(0.01, positive=True), LassoLars(0.1, fit_intercept=False)]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), y="number")
+    variants = [
+        OrthogonalMatchingPursuit(),
+        OrthogonalMatchingPursuit(n_nonzero_coefs=3, precompute=False),
+        OrthogonalMatchingPursuit(tol=300.0),
+        OrthogonalMatchingPursuit(tol=300.0, fit_intercept=False, precompute=True),
+    ]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), y="number")
+    yield from each(variants, (REGULAR, ("frame", "array")), y="two")
+    single = (("single", "single_more"), ("frame", "array"))
+    yield from each([Lars(), LassoLars(0.01)], single, y="number", rtol=1e-3)
+
+
 TRANSFORMERS = ()
 PREDICTORS = (
     regressors,
@@ -89,4 +114,5 @@ PREDICTORS = (
     several_penalised,
     positive,
     bayesian,
+    paths,
 )
