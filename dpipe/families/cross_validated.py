@@ -60,6 +60,16 @@ def _check_ridge(estimator: Estimator) -> None:
             raise InputError(f"RidgeCV({name}=True) goes with cv=None alone. Use {name}=False.")
 
 
+def _finish_ridge(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    smallest = min(products.n_rows for products in stats[0].by_group.values())
+    if smallest < 2 and estimator.scoring in (None, "r2"):
+        raise InputError(
+            f"RidgeCV(cv={estimator.cv!r}): a fold has one row, for which r2 is not defined. Use fewer folds, or "
+            "scoring='neg_mean_squared_error'."
+        )
+    return _finish(estimator, stats, meta)
+
+
 def _finish_one(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     for products in stats[0].by_group.values():
         refuse_targets(estimator, products)
@@ -107,7 +117,7 @@ add(
     RidgeCV,
     Way(
         "merge",
-        _finish,
+        _finish_ridge,
         _wants,
         check=_check_ridge,
         needs_y=True,

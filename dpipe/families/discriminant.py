@@ -55,7 +55,7 @@ def _classes(estimator: Estimator, groups: Grouped) -> tuple[np.ndarray, list[An
 
 def _covariance(part: Any, shrinkage: Any) -> np.ndarray:
     """The covariance of some rows, shrunk as scikit-learn does for a discriminant."""
-    covariance = part.xx / part.n_rows
+    covariance = stand_in.settled(part.xx / part.n_rows, part.x_mean)
     if shrinkage is None:
         return covariance
     if shrinkage != "auto":
@@ -105,7 +105,8 @@ def _finish_linear(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Es
     covariances = [_covariance(part, estimator.shrinkage) for part in parts]
     if estimator.solver == "svd":
         # it pools the rows of all classes, which are of one size here
-        pooled = sum(part.xx for part in parts) / n
+        shares = np.array([part.n_rows for part in parts]) / n
+        pooled = np.tensordot(shares, covariances, axes=1)
         fitted = _fitted_on_rows(estimator, labels, parts, [pooled] * len(parts), meta)
         if estimator.store_covariance:
             within = np.tensordot(fitted.priors_.astype(np.float64), covariances, axes=1)
@@ -114,7 +115,22 @@ def _finish_linear(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Es
     fitted = _fitted_on_rows(estimator, labels, parts, covariances, meta)
     if estimator.solver == "eigen":
         _put_eigen(fitted, parts)
+    else:
+        _put_least_squares(fitted, covariances)
     return fitted
+
+
+def _put_least_squares(fitted: Estimator, covariances: Sequence[np.ndarray]) -> None:
+    """Solve again: made-up rows lose the digits by which scikit-learn leaves out directions without spread."""
+    within = np.tensordot(fitted.priors_.astype(np.float64), covariances, axes=1)
+    cutoff = 10 * len(within) * np.finfo(np.float64).eps
+    coef = scipy.linalg.lstsq(within, fitted.means_.T.astype(np.float64), cond=cutoff)[0].T
+    intercept = np.log(fitted.priors_) - 0.5 * np.einsum("ij,ij->i", fitted.means_, coef)
+    if len(coef) == 2:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    fitted.covariance_ = within
+    fitted.coef_ = coef.astype(fitted.coef_.dtype)
+    fitted.intercept_ = intercept.astype(fitted.intercept_.dtype)
 
 
 def _put_eigen(fitted: Estimator, parts: Sequence[Any]) -> None:

@@ -76,6 +76,7 @@ def test_what_needs_the_rows_themselves_is_refused(estimator, message):
     ("estimator", "message"),
     [
         (LassoCV(cv=11), "10 rows cannot be cut into 11 folds"),
+        (RidgeCV(cv=6), "a fold has one row, for which r2 is not defined"),
         (RidgeCV(cv=5, alpha_per_target=True), "alpha_per_target=True.* goes with cv=None"),
         (RidgeCV(cv=5, store_cv_results=True), "store_cv_results=True.* goes with cv=None"),
         (MultiTaskLassoCV(), "y has one. Use LassoCV"),

@@ -10,7 +10,16 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticD
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_selection import SelectKBest, chi2, f_classif, f_regression, r_regression
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import Lasso, LinearRegression, RidgeClassifier, SGDClassifier, SGDRegressor
+from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
+    Lars,
+    Lasso,
+    LinearRegression,
+    RidgeClassifier,
+    SGDClassifier,
+    SGDRegressor,
+)
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB, MultinomialNB
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -74,11 +83,20 @@ CLASSIFYING = [
     NearestCentroid(),
     QuadraticDiscriminantAnalysis(),
     RidgeClassifier(),
+    RidgeClassifier(class_weight="balanced"),
     SGDClassifier(),
     SelectKBest(chi2, k=1),
     SelectKBest(f_classif, k=1),
 ]
-REGRESSING = [Lasso(), LinearRegression(), SelectKBest(f_regression, k=1), SelectKBest(r_regression, k=1)]
+REGRESSING = [
+    ARDRegression(),
+    BayesianRidge(),
+    Lars(),
+    Lasso(),
+    LinearRegression(),
+    SelectKBest(f_regression, k=1),
+    SelectKBest(r_regression, k=1),
+]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
