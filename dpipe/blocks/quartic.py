@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse as sp
 
+from dpipe.blocks.regression import settle_constants
 from dpipe.blocks.table import Block, numbers
 from dpipe.blocks.threads import single_threaded_blas
 
@@ -45,6 +46,7 @@ class Quartic:
         values = (matrix.toarray() if is_sparse else matrix).astype(np.float64)
         with single_threaded_blas():
             mean = values.sum(axis=0) / max(len(values), 1)
+            settle_constants(mean, values)
             deviations = values - mean
             squares = deviations**2
             xx, xxy, xxyy = deviations.T @ deviations, squares.T @ deviations, squares.T @ squares

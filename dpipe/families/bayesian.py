@@ -46,9 +46,8 @@ def _rows_with_sums(estimator: Estimator, products: CrossProducts) -> tuple[np.n
     refuse.gaps(estimator, finite=refuse.is_finite(products.xx, products.xy, products.yy), what="X or y")
     n = products.n_rows
     sums = np.block([[products.xx, products.xy], [products.xy.T, products.yy]])
-    mean = np.concatenate([products.x_mean, products.y_mean])
-    sums = n * stand_in.settled(sums / n, mean)
     if not estimator.fit_intercept:
+        mean = np.concatenate([products.x_mean, products.y_mean])
         sums = sums + n * np.outer(mean, mean)
     root = stand_in.root(sums)[-n:]
     rows = _turned(root, products.yy[0, 0] / n)

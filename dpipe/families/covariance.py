@@ -1,4 +1,4 @@
-"""EmpiricalCovariance, ShrunkCovariance, OAS and LedoitWolf: one pass, from the cross products of X."""
+"""EmpiricalCovariance, ShrunkCovariance, OAS, LedoitWolf and GraphicalLasso: one pass, from the products of X."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,22 +6,33 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 from sklearn.base import clone
-from sklearn.covariance import OAS, EmpiricalCovariance, LedoitWolf, ShrunkCovariance, shrunk_covariance
+from sklearn.covariance import (
+    OAS,
+    EmpiricalCovariance,
+    GraphicalLasso,
+    LedoitWolf,
+    ShrunkCovariance,
+    shrunk_covariance,
+)
 
 from dpipe.blocks.quartic import Quartic
 from dpipe.blocks.regression import Scatter
-from dpipe.errors import InputError
+from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import refuse, stand_in
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
-def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
-    scatter: Scatter | Quartic = stats[0]
+def _refuse(estimator: Estimator, scatter: Scatter | Quartic) -> None:
     refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx))
     if scatter.sparse:
         raise InputError(
             f"{type(estimator).__name__} does not take sparse input. Use a dense array or TruncatedSVD."
         )
+
+
+def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    scatter: Scatter | Quartic = stats[0]
+    _refuse(estimator, scatter)
     width = len(scatter.x_mean)
     fitted = clone(estimator).fit(stand_in.numeric(meta, width, scatter.dtype, rows=2))
     covariance = scatter.xx / scatter.n_rows
@@ -96,6 +107,25 @@ def ledoit_wolf_shrinkage(xx: np.ndarray, xxyy: np.ndarray, n_rows: int) -> floa
     return 0.0 if beta == 0 else float(beta / delta)
 
 
+def _check_graphical(estimator: Estimator) -> None:
+    if estimator.covariance is not None:
+        raise UnsupportedEstimatorError(
+            f"GraphicalLasso(covariance={estimator.covariance!r}) takes a covariance in the place of rows. Use "
+            "covariance=None, or fit it in memory: the covariance is small."
+        )
+
+
+def _finish_graphical(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    scatter: Scatter = stats[0]
+    _refuse(estimator, scatter)
+    rows = stand_in.rows_with_moments(scatter.x_mean, scatter.xx / scatter.n_rows)
+    return clone(estimator).fit(stand_in.filled(meta, rows.astype(scatter.dtype)))
+
+
 for _cls in (EmpiricalCovariance, ShrunkCovariance, OAS):
     add(_cls, Way("merge", _finish, lambda est: (Scatter,), exact="1e-9 relative, for well-conditioned X"))
 add(LedoitWolf, Way("merge", _finish, lambda est: (Quartic,), exact="1e-9 relative, for well-conditioned X"))
+add(
+    GraphicalLasso,
+    Way("merge", _finish_graphical, lambda est: (Scatter,), check=_check_graphical, exact="within its tol"),
+)

@@ -55,7 +55,7 @@ def _classes(estimator: Estimator, groups: Grouped) -> tuple[np.ndarray, list[An
 
 def _covariance(part: Any, shrinkage: Any) -> np.ndarray:
     """The covariance of some rows, shrunk as scikit-learn does for a discriminant."""
-    covariance = stand_in.settled(part.xx / part.n_rows, part.x_mean)
+    covariance = part.xx / part.n_rows
     if shrinkage is None:
         return covariance
     if shrinkage != "auto":

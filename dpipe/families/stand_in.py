@@ -108,7 +108,7 @@ def rows_with_moments(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of shape (n_columns + 1, n_columns)
-        A column without variance, or with no more than rounding gives, is constant to the bit.
+        A column without variance is constant to the bit.
 
     Notes
     -----
@@ -124,29 +124,7 @@ def rows_with_moments(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     n = len(mean) + 1
     # its rows are orthonormal and add up to zero
     contrasts = scipy.linalg.helmert(n)
-    return mean + np.sqrt(n) * (contrasts.T @ root(settled(covariance, mean)))
-
-
-def settled(covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Take a column for constant whose deviations are as small as the rounding of its mean.
-
-    Parameters
-    ----------
-    covariance : ndarray of shape (n_columns, n_columns)
-    mean : ndarray of shape (n_columns,)
-
-    Returns
-    -------
-    ndarray of shape (n_columns, n_columns)
-        With zeros in the rows and columns of those; a solver would blow up their rounding to coefficients.
-
-    Examples
-    --------
-    >>> settled(np.diag([1e-32, 2.0]), np.array([3.7, 0.0])).tolist()
-    [[0.0, 0.0], [0.0, 2.0]]
-    """
-    moves = np.diag(covariance) > (16 * np.finfo(np.float64).eps * mean) ** 2
-    return np.where(np.outer(moves, moves), covariance, 0.0)
+    return mean + np.sqrt(n) * (contrasts.T @ root(covariance))
 
 
 def root(products: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ _MANY_PASSES = "it would read the data many times"
 _BY_MODULE: Mapping[str, Refusal] = {
     "calibration": Refusal(_OTHERS, "the estimator inside"),
     "cluster": Refusal("it needs the distances between rows, or many passes", "MiniBatchKMeans"),
-    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, ShrunkCovariance, LedoitWolf or OAS"),
+    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, LedoitWolf, OAS or GraphicalLasso"),
     "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
     "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
     "ensemble": Refusal("it needs all rows at each split of a tree", "SGDClassifier or SGDRegressor"),

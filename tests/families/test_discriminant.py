@@ -1,10 +1,10 @@
-"""Discriminant analysis and LedoitWolf: what they refuse, and moments joined in any order."""
+"""Discriminant analysis and covariances: what they refuse, and moments joined in any order."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.covariance import LedoitWolf
+from sklearn.covariance import GraphicalLasso, LedoitWolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 
 from dpipe.blocks.quartic import Quartic
@@ -48,7 +48,7 @@ def test_a_class_without_spread_says_what_to_change():
         fit_blocks(QuadraticDiscriminantAnalysis(), values, [0, 1] * 5)
 
 
-@pytest.mark.parametrize("estimator", [*BOTH, LedoitWolf()])
+@pytest.mark.parametrize("estimator", [*BOTH, LedoitWolf(), GraphicalLasso()])
 def test_sparse_input_is_refused(estimator):
     with pytest.raises(InputError, match="does not take sparse input"):
         fit(estimator, csr_blocks(X, BLOCKS), array_blocks(np.array([0, 1] * 5), BLOCKS))
@@ -60,6 +60,11 @@ def test_parameters_that_need_the_rows_are_refused_before_reading(cls):
         fit_blocks(cls(solver="eigen", covariance_estimator=LedoitWolf()), X, [0, 1] * 5)
     with pytest.raises(InputError, match="this solver knows no shrinkage"):
         fit_blocks(cls(shrinkage="auto"), X, [0, 1] * 5)
+
+
+def test_a_covariance_in_the_place_of_rows_is_refused():
+    with pytest.raises(UnsupportedEstimatorError, match="takes a covariance in the place of rows"):
+        fit(GraphicalLasso(covariance="precomputed"), array_blocks(X, BLOCKS))
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=5))

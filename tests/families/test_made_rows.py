@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.covariance import LedoitWolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import (
     ARDRegression,
@@ -19,10 +20,12 @@ from sklearn.linear_model import (
     RidgeClassifier,
     RidgeCV,
 )
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.stand_in import rows_with_moments
-from dpipe.train.fit import fit
+from dpipe.train.fit import fit, plan
 from tests.kernel_cases import array_blocks, csr_blocks
 
 BLOCKS = (4, 4, 0, 12)
@@ -92,6 +95,32 @@ def test_a_discriminant_leaves_a_constant_column_out():
     expected = LinearDiscriminantAnalysis().fit(X, LABELS).decision_function(X)
     result = fit_blocks(LinearDiscriminantAnalysis(), values, LABELS)
     np.testing.assert_allclose(result.decision_function(values), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "target"),
+    [(estimator, Y) for estimator in REGRESSIONS]
+    + [
+        (LinearDiscriminantAnalysis(), LABELS),
+        (LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), LABELS),
+        (RidgeClassifier(class_weight="balanced"), LABELS),
+        (LedoitWolf(), None),
+    ],
+)
+@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler((-1, 3))])
+def test_behind_a_scaler_no_pass_is_added(estimator, target, scaler):
+    values = np.column_stack([X * [1.0, 100.0, 0.01] + 50.0, np.full(20, 3.7)])
+    chain = make_pipeline(scaler, estimator)
+    y = None if target is None else array_blocks(target, BLOCKS)
+    assert plan(chain, array_blocks(values, BLOCKS), y).n_passes == 1
+    result, expected = fit(chain, array_blocks(values, BLOCKS), y), chain.fit(values, target)
+    if target is None:
+        np.testing.assert_allclose(result[-1].covariance_, expected[-1].covariance_, rtol=1e-7, atol=1e-12)
+        assert result[-1].shrinkage_ == pytest.approx(expected[-1].shrinkage_, rel=1e-7)
+        return
+    method = "decision_function" if hasattr(expected, "decision_function") else "predict"
+    found, wanted = (getattr(fitted, method)(values) for fitted in (result, expected))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shrinkage", [None, 0.2, "auto"])
