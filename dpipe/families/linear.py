@@ -132,7 +132,7 @@ def _finish_ridge_classifier(estimator: Estimator, stats: Sequence[Any], meta: M
     )
     if len(labels) < 2:
         raise InputError(
-            f"RidgeClassifier needs at least two classes, but every label of y is {labels[0]!r}."
+            f"RidgeClassifier needs at least two classes, but every label of y is {labels.tolist()[0]!r}."
         )
     if len(labels) == 2:
         weights, totals = weights[1:], totals[1:]
