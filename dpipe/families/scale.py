@@ -8,6 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
+from dpipe.blocks.groups import ByClass, ByFold, Grouped
+from dpipe.blocks.quartic import Quartic
 from dpipe.blocks.regression import CrossProducts, Scatter
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros
 from dpipe.blocks.table import Block, numbers, owned_numbers
@@ -183,11 +185,37 @@ def _scaled_products(fitted: Estimator, products: CrossProducts) -> CrossProduct
     )
 
 
-def _products_rule(want: Any) -> Callable[[Estimator], Derivation | None]:
+def _scaled_quartic(fitted: Estimator, sums: Quartic) -> Quartic:
+    scale, shift = _as_affine(fitted)
+    return replace(
+        sums,
+        x_mean=sums.x_mean * scale + shift,
+        xx=sums.xx * np.outer(scale, scale),
+        xxy=sums.xxy * np.outer(scale**2, scale),
+        xxyy=sums.xxyy * np.outer(scale**2, scale**2),
+    )
+
+
+def _scaled_groups(fitted: Estimator, groups: Grouped) -> Grouped:
+    scaled = {
+        group: (_scaled_quartic if isinstance(found, Quartic) else _scaled_products)(fitted, found)
+        for group, found in groups.by_group.items()
+    }
+    return replace(groups, by_group=scaled)
+
+
+def _products_rule(
+    want: Any, function: Callable[[Estimator, Any], Any] = _scaled_products
+) -> Callable[[Estimator], Derivation | None]:
     def rule(estimator: Estimator) -> Derivation | None:
-        return Derivation(want, _scaled_products, "scaling maps cross products linearly")
+        return Derivation(want, function, "scaling maps products of columns linearly")
 
     return rule
+
+
+#: Of how many folds a regression behind a scaler is fitted in the scaler's pass.
+_FOLDS = range(2, 21)
+_GROUPED = (ByClass(Scatter), ByClass(Quartic), *(ByFold(CrossProducts, n) for n in _FOLDS))
 
 
 #: How statistics pass through a scaler; also through one that learns from quantiles.
@@ -197,6 +225,8 @@ DERIVE = {
     Nonzeros: _scaled_nonzeros,
     CrossProducts: _products_rule(CrossProducts),
     Scatter: _products_rule(Scatter),
+    Quartic: _products_rule(Quartic, _scaled_quartic),
+    **{want: _products_rule(want, _scaled_groups) for want in _GROUPED},
 }
 
 add(

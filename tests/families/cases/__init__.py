@@ -3,7 +3,9 @@
 from tests.families.cases import (
     bayes,
     cluster,
+    cross_validated,
     decompose,
+    discriminant,
     encode,
     impute,
     linear,
@@ -14,6 +16,20 @@ from tests.families.cases import (
     stateless,
 )
 
-_MODULES = (bayes, cluster, decompose, encode, impute, linear, objective, quantile, scale, select, stateless)
+_MODULES = (
+    bayes,
+    cluster,
+    cross_validated,
+    decompose,
+    discriminant,
+    encode,
+    impute,
+    linear,
+    objective,
+    quantile,
+    scale,
+    select,
+    stateless,
+)
 TRANSFORMERS = tuple(maker for module in _MODULES for maker in module.TRANSFORMERS)
 PREDICTORS = tuple(maker for module in _MODULES for maker in module.PREDICTORS)
