@@ -19,6 +19,7 @@ from dpipe.blocks.matrix import (
     stack_rows,
     to_matrix,
 )
+from dpipe.blocks.side_by_side import SideBySide, side_by_side
 from dpipe.blocks.table import Block, n_rows, select, take_rows
 from dpipe.families.registry import Fitted
 
@@ -110,7 +111,8 @@ def _evaluate(
     expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     if isinstance(expression, Columns):
-        return select(evaluate(expression.source, block, fitted, memo), expression.positions)
+        source = evaluate(expression.source, block, fitted, memo)
+        return select(written_out(source) if isinstance(source, SideBySide) else source, expression.positions)
     if isinstance(expression, Output):
         value = evaluate(expression.source, block, fitted, memo)
         return apply(fitted[expression.fit], value)
@@ -122,6 +124,18 @@ def _evaluate(
 def _is_sparse(stack: Stack, fitted: Mapping[int, Fitted], parts: Sequence[Block]) -> bool:
     # a FeatureUnion is sparse as soon as one part is; a ColumnTransformer decided when it was fitted
     return getattr(fitted[stack.fit].estimator, "sparse_output_", any(map(is_sparse, parts)))
+
+
+def evaluate_in_parts(
+    expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
+) -> Block:
+    """Compute a value for those who only multiply with it: one-hot codes are not written out."""
+    if isinstance(expression, Stack) and expression not in memo:
+        parts = [evaluate(part, block, fitted, memo) for part in expression.parts]
+        found = side_by_side(parts, sparse=_is_sparse(expression, fitted, parts))
+        if found is not None:
+            memo[expression] = found
+    return evaluate(expression, block, fitted, memo)
 
 
 def evaluate_for_learner(
@@ -155,6 +169,8 @@ def _is_row_wise(expression: Expression, fitted: Mapping[int, Fitted]) -> bool:
 
 def written_out(value: Block) -> Block:
     """Write out one-hot codes; leave any other block as it is."""
+    if isinstance(value, SideBySide):
+        return value.written_out()
     return to_matrix(value) if isinstance(value, OneHot) else value
 
 
