@@ -27,6 +27,10 @@ from dpipe.sizes import counted
 FAN_IN = 8
 
 
+#: Groups of blocks for each slot from which on a group is one task.
+_WORTH_GROUPING = 8
+
+
 @dataclass(frozen=True)
 class PassState:
     """What a pass has collected over some blocks: states, and the tally of what was read."""
@@ -141,8 +145,13 @@ def add_scan(
     *,
     name: str,
     counted: bool = True,
+    slots: int | None = None,
 ) -> Any:
     """Add one merge pass; the result is the key of its merged `PassState`.
+
+    The tree of merges has the same shape whatever the number of workers. Where there are many blocks for
+    each of them, one task goes through all blocks of a merge: a task costs the scheduler about as
+    much as decoding a thousand rows.
 
     Parameters
     ----------
@@ -157,21 +166,41 @@ def add_scan(
         Prefix of the keys, as it stands in the dashboard.
     counted : bool, default True
         Whether progress shows how many blocks are left: not for one of many readings.
+    slots : int, optional
+        Blocks that are worked on at a time, on all workers; None keeps to one block a task.
     """
     held = graph.hold(f"{name}-collect", collect)
     n = len(inputs) if counted else None
-    keys = [
-        graph.add_block(
-            name, i, _scan_block, each.load, each.needs, held, TaskRef(known), each.at, name, i, n
-        )
-        for i, each in enumerate(inputs)
-    ]
+    at_once = FAN_IN if slots is not None and len(inputs) >= _WORTH_GROUPING * FAN_IN * slots else 1
+    keys = []
+    for i in range(0, len(inputs), at_once):
+        group = inputs[i : i + at_once]
+        needs = List(*(each.needs for each in group))
+        loads = tuple((each.load, each.at) for each in group)
+        keys.append(graph.add_block(name, i, _scan_blocks, loads, needs, held, TaskRef(known), name, i, n))
     while len(keys) > 1:
         keys = [
             graph.add(f"{name}-merge", _merge, List(*map(TaskRef, keys[i : i + FAN_IN])))
             for i in range(0, len(keys), FAN_IN)
         ]
     return keys[0]
+
+
+def _scan_blocks(
+    loads: Sequence[tuple[Load, RowsAt | None]],
+    inputs: Sequence[Sequence[Any]],
+    collect: Callable[..., Any],
+    known: Any,
+    name: str,
+    first: int,
+    n: int | None,
+) -> PassState:
+    found: PassState | None = None
+    for i, ((load, at), needs) in enumerate(zip(loads, inputs, strict=True), start=first):
+        block = _scan_block(load, needs, collect, known, at, name, i, n)
+        found = block if found is None else _merge([found, block])
+    assert found is not None
+    return found
 
 
 def _scan_block(

@@ -19,9 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import dpipe
+from dpipe.blocks.statistics import Moments
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError
-from dpipe.run import GraphBuilder, add_inputs, add_stream
+from dpipe.run import GraphBuilder, add_inputs, add_scan, add_stream
 from tests.helpers import raise_if_computes
 
 NUMBERS = ["a", "b"]
@@ -186,3 +187,25 @@ def test_the_estimator_that_is_passed_is_not_changed():
     dpipe.fit(unfitted, frame.drop(columns="y"), frame["y"])
     assert not hasattr(unfitted[-1], "coef_")
     assert not hasattr(unfitted[0], "transformers_")
+
+
+def test_many_blocks_for_each_slot_share_tasks_and_give_the_same_bits():
+    values = np.random.default_rng(0).normal(1e3, 1.0, size=(1000, 2))
+    source = open_source(da.from_array(values, chunks=(2, 2)))
+
+    def moments(rows, known):
+        return (Moments.of(rows.X),)
+
+    found, n_tasks = [], []
+    for slots in (None, 1, 2, 100):
+        graph = GraphBuilder(f"slots{slots}")
+        key = add_scan(
+            graph, add_inputs(graph, source), moments, graph.add("known", int), name="pass", slots=slots
+        )
+        n_tasks.append(len(graph.tasks))
+        found.append(Delayed(key, graph.tasks).compute(scheduler="threads").states[0])
+    assert n_tasks[0] == n_tasks[3] > 500
+    assert n_tasks[1] == n_tasks[2] < 100
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.m2, found[0].m2)
+        np.testing.assert_array_equal(other.mean, found[0].mean)

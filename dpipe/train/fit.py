@@ -198,7 +198,8 @@ def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
         inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)[step.sampled]
-        merged = add_scan(graph, inputs, Collector(step), known, name=name)
+        slots = prepared.place.threads * prepared.place.workers
+        merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     learned = add_stream(
         graph,
