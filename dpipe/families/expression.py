@@ -4,7 +4,7 @@ Frozen and hashable, so that two fits on the same input share its computation.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import scipy.sparse as sp
@@ -19,7 +19,7 @@ from dpipe.blocks.matrix import (
     stack_rows,
     to_matrix,
 )
-from dpipe.blocks.table import Block, n_rows, select, take_rows
+from dpipe.blocks.table import Block, n_rows, one_column, select, take_rows
 from dpipe.families.registry import Fitted
 
 
@@ -34,6 +34,8 @@ class Columns:
 
     source: "Expression"
     positions: tuple[int, ...]
+    flat: bool = False
+    """Whether it is one column, as a series or an array of one dimension."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def narrowed(expression: Expression, position_of: Mapping[int, int]) -> Expressi
     """Rewrite an expression for a block of which only some raw columns were read."""
     if isinstance(expression, Columns):
         if isinstance(expression.source, Raw):
-            return Columns(RAW, tuple(position_of[j] for j in expression.positions))
-        return Columns(narrowed(expression.source, position_of), expression.positions)
+            return replace(expression, positions=tuple(position_of[j] for j in expression.positions))
+        return replace(expression, source=narrowed(expression.source, position_of))
     if isinstance(expression, Output):
         return Output(narrowed(expression.source, position_of), expression.fit)
     if isinstance(expression, Stack):
@@ -110,7 +112,10 @@ def _evaluate(
     expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     if isinstance(expression, Columns):
-        return select(evaluate(expression.source, block, fitted, memo), expression.positions)
+        value = evaluate(expression.source, block, fitted, memo)
+        if expression.flat:
+            return one_column(value, expression.positions[0])
+        return select(value, expression.positions)
     if isinstance(expression, Output):
         value = evaluate(expression.source, block, fitted, memo)
         return apply(fitted[expression.fit], value)

@@ -34,6 +34,8 @@ class Meta:
     """Columns of a matrix, where they are known before fitting."""
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("float64"))
     sparse: bool = False
+    one_dimensional: bool = False
+    """Whether X was given as a series or an array of one dimension; its blocks have one column."""
 
     def refuse(self, columns: np.ndarray, what: str) -> None:
         """Raise if any column is marked; `columns` is boolean, of shape (n_columns,)."""
@@ -129,6 +131,10 @@ class Way:
     needs_y: bool = False
     exact: str = "exact"
     """What "the same answer" means for it."""
+    one_dimensional: bool = False
+    """Whether its X is a series or an array of one dimension: of documents, records or labels."""
+    of_labels: bool = False
+    """Whether its X are labels: scikit-learn has no place for it in a pipeline."""
     by_rows: Callable[[Estimator], bool] = _never
     """Whether `transform` takes numbers a slice of rows at a time, gives floats, and costs no more for it."""
 
@@ -180,10 +186,9 @@ def way_of(estimator: Estimator) -> Way:
 
 def _check_parameters(estimator: Estimator) -> None:
     """Let scikit-learn check the parameters now, not in the last pass."""
-    validate = getattr(estimator, "_validate_params", None)
-    if validate is not None:
+    if hasattr(estimator, "_parameter_constraints"):
         try:
-            validate()
+            estimator._validate_params()
         except ValueError as err:
             raise InputError(f"{err} Change the parameter; nothing has been read yet.") from err
     config = getattr(estimator, "_sklearn_output_config", {}).get("transform", "default")
