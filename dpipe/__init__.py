@@ -9,6 +9,7 @@ from dpipe.families.catalog import estimators
 from dpipe.families.registry import register
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
+from dpipe.train.quantile import quantile
 from dpipe.validate.score import score
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "load",
     "plan",
     "predict",
+    "quantile",
     "read_csv",
     "read_parquet",
     "register",

@@ -12,7 +12,7 @@ class PassPlan:
 
     number: int
     way: str
-    """"merge" (blocks in any order) or "stream" (in order)."""
+    """"merge" (blocks in any order), "refine" (the same, again and again) or "stream" (in order)."""
     fits: tuple[str, ...]
     """Estimators that are fitted when it ends."""
     collects: tuple[str, ...]
@@ -25,13 +25,27 @@ class PassPlan:
     """Columns of X that it reads."""
     n_blocks: int
     epochs: int
-    """How often it reads the blocks."""
+    """How often it reads the blocks; at least, where that depends on the data."""
     rows: int | None
-    """Rows that it reads; None if not known."""
+    """Rows that it reads in these; None if not known."""
     nbytes: int | None
-    """Decoded bytes that it reads; None if not known."""
+    """Decoded bytes that it reads in these; None if not known."""
     projected_nbytes: int | None
     """Projected peak memory of a worker, in bytes; None if not known."""
+    most_epochs: int = 1
+    """How often it reads the blocks at most."""
+    scratch: str = ""
+    """What it keeps on disk between its readings, and where; or why it does not."""
+    scratch_nbytes: int | None = None
+    """Size of that at most, in bytes; None if there is none, or not known."""
+
+    @property
+    def readings(self) -> str:
+        """How often it reads the blocks, in words; empty for once."""
+        if self.way == "refine":
+            least = "" if self.epochs == self.most_epochs else f"{self.epochs} to "
+            return f"{least}{self.most_epochs} readings"
+        return f"{self.epochs} epochs" if self.epochs > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,13 @@ class Plan:
 
     @property
     def n_passes(self) -> int:
-        """How often the data is read, epochs included."""
+        """How often the data is read, epochs included; at least, where that depends on the data."""
         return sum(step.epochs for step in self.passes)
+
+    @property
+    def most_passes(self) -> int:
+        """How often the data is read at most."""
+        return sum(max(step.epochs, step.most_epochs) for step in self.passes)
 
     @property
     def nbytes(self) -> int | None:
@@ -78,6 +97,8 @@ class Plan:
     def _headline(self) -> str:
         rows = format_rows(self.n_rows)
         readings = f"{self.n_passes} pass{'es' * (self.n_passes != 1)}"
+        if self.most_passes > self.n_passes:
+            readings = f"{self.n_passes} to {self.most_passes} passes"
         size = "" if self.nbytes is None else f", {format_bytes(self.nbytes)} decoded in all"
         return (
             f"{self.estimator}: {readings} over {rows} rows in {self.n_blocks:,} "
@@ -114,10 +135,10 @@ def _cell(text: str) -> str:
 def _html_cells(step: PassPlan) -> tuple[str, ...]:
     return (
         str(step.number),
-        step.way + (f" x {step.epochs} epochs" if step.epochs > 1 else ""),
+        step.way + (f", {step.readings}" if step.readings else ""),
         "\n".join(step.fits),
         "\n".join(step.collects),
-        "\n".join([step.why, *step.rules]),
+        "\n".join([step.why, *step.rules, *([step.scratch] if step.scratch else [])]),
         _reads(step),
         "" if step.projected_nbytes is None else format_bytes(step.projected_nbytes),
     )
@@ -129,7 +150,7 @@ def _reads(step: PassPlan) -> str:
 
 
 def _pass_lines(step: PassPlan) -> list[str]:
-    epochs = f" x {step.epochs} epochs" if step.epochs > 1 else ""
+    epochs = f", {step.readings}" if step.readings else ""
     peak = "" if step.projected_nbytes is None else f"   peak {format_bytes(step.projected_nbytes)}"
     lines = [f"  Pass {step.number}  {step.way}{epochs}   reads {_reads(step)}{peak}"]
     for label, texts in (
@@ -137,6 +158,7 @@ def _pass_lines(step: PassPlan) -> list[str]:
         ("collects", step.collects),
         ("why", (step.why,)),
         ("saved by", step.rules),
+        ("keeps", (step.scratch,) if step.scratch else ()),
     ):
         for i, text in enumerate(texts):
             lines.append(f"    {label if i == 0 else '':9s} {text}")

@@ -21,7 +21,7 @@ from dpipe.families.expression import (
     needed_columns,
     needed_fits,
 )
-from dpipe.families.program import Derived, Finish, ProgramPass
+from dpipe.families.program import Derived, Finish, ProgramPass, values_of
 from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
 from dpipe.sizes import format_bytes
@@ -44,6 +44,8 @@ class DataShape:
     """Rows of the largest block, where they can only be guessed: of the files behind derived data."""
     hidden_row_nbytes: int = 0
     """Decoded bytes of a row of those files."""
+    in_memory: bool = False
+    """Whether reading costs nothing."""
     whole: bool = False
     """Whether a block can only be read with all of its columns, as an array's."""
 
@@ -73,6 +75,10 @@ class Resources:
     """What a worker's process takes before it has read anything, in bytes."""
     window: int = 4
     """Blocks in flight in an ordered pass."""
+    scratch: str = ""
+    """The folder for transformed blocks that are read more than twice; empty for none."""
+    scratch_free: int | None = None
+    """Bytes that are free there; None if that cannot be seen from here."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +110,12 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
     passes: list[ProgramPass] = []
     records: list[PassPlan] = []
     while walk.root not in done:
-        attempt = _Pass(walk, frozenset(done), started).filled()
+        attempt = _Pass(walk, frozenset(done), started).refined().filled()
         number = len(passes) + 1
-        if not attempt.collects:
+        if not attempt.collects and not attempt.refines:
             attempt = _Pass(walk, frozenset(done), started).streamed()
         step = attempt.made(shape)
+        step, attempt.scratch = _with_scratch(step, walk, shape, resources, epochs)
         passes.append(step)
         records.append(_record(number, step, attempt, walk, shape, resources, fitted_in, epochs))
         done |= attempt.finished
@@ -131,6 +138,8 @@ class _Pass:
         self.started: set[int] = set()
         self.rules: list[str] = []
         self.learner: Fit | None = None
+        self.refines: list[Fit] = []
+        self.scratch = _NO_SCRATCH
 
     def filled(self, *, no_data: bool = False) -> "_Pass":
         """Take every fit that can be finished in this pass."""
@@ -139,12 +148,22 @@ class _Pass:
                 self._try(fit, no_data)
         return self
 
-    def streamed(self) -> "_Pass":
-        """Take the one learner that is waiting for its ordered pass, and what is finished with it."""
-        waiting = (
+    def _waiting(self, kind: str) -> list[Fit]:
+        """List the fits of a kind that are started, and whose input can be computed."""
+        started = (
             fit for fit in self.walk.fits if fit.index in self.was_started and fit.index not in self.done
         )
-        self.learner = next(fit for fit in waiting if needed_fits(fit.source) <= self.done)
+        return [fit for fit in started if fit.way.kind == kind and needed_fits(fit.source) <= self.done]
+
+    def refined(self) -> "_Pass":
+        """Take all fits that refine what earlier passes have started: they share their readings."""
+        self.refines = self._waiting("refine")
+        self.finished |= {fit.index for fit in self.refines}
+        return self
+
+    def streamed(self) -> "_Pass":
+        """Take the one learner that is waiting for its ordered pass, and what is finished with it."""
+        self.learner = self._waiting("stream")[0]
         self.finished.add(self.learner.index)
         return self.filled(no_data=True)
 
@@ -157,7 +176,7 @@ class _Pass:
         if (
             fit.is_leaf
             and not fit.wants
-            and fit.way.kind != "stream"
+            and fit.way.kind not in _STARTED
             and not needed_fits(fit.source) <= self._ready()
         ):
             return
@@ -168,7 +187,7 @@ class _Pass:
             del self.rules[kept[1] :]
             return
         self.finishes.append(Finish(fit, tuple(found for found in stats if found is not None)))
-        (self.started if fit.way.kind == "stream" and fit.is_leaf else self.finished).add(fit.index)
+        (self.started if fit.way.kind in _STARTED and fit.is_leaf else self.finished).add(fit.index)
 
     def _resolve(self, want: Any, expression: Expression) -> Derived | None:
         if getattr(want, "of_y", False):
@@ -194,16 +213,75 @@ class _Pass:
 
     def made(self, shape: DataShape) -> ProgramPass:
         """Freeze it, and work out which columns it reads."""
-        values = [e for want, e in self.collects if not getattr(want, "of_y", False)]
-        if self.learner is not None:
-            values.append(self.learner.source)
-        needed = [needed_columns(expression) for expression in values]
+        step = ProgramPass(
+            tuple(self.collects), tuple(self.finishes), None, self.learner, tuple(self.refines)
+        )
+        needed = [needed_columns(expression) for expression in values_of(step)]
         columns: tuple[int, ...] | None = None
         if not shape.whole and not any(found is None for found in needed):
             columns = tuple(sorted(frozenset().union(*(found for found in needed if found is not None))))
         if columns == tuple(range(len(shape.names))):
             columns = None
-        return ProgramPass(tuple(self.collects), tuple(self.finishes), columns, self.learner)
+        return replace(step, columns=columns, every=self._every(shape))
+
+    def _every(self, shape: DataShape) -> int:
+        """Read some of the blocks only where a sample is all that is collected."""
+        only_samples = all(getattr(want, "partial", False) for want, _ in self.collects)
+        if not only_samples or not self.collects or self.refines or shape.n_rows is None:
+            return 1
+        return _SAMPLE_EVERY if len(shape.rows) >= _SAMPLE_EVERY * _FEWEST_SAMPLED else 1
+
+
+#: A pass that only samples reads every so many blocks, if that leaves it enough of them.
+_SAMPLE_EVERY, _FEWEST_SAMPLED = 4, 4
+
+#: Ways of fits that are started in one pass and fitted in a later one.
+_STARTED = ("stream", "refine")
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """What a pass keeps on disk, and why or why not."""
+
+    says: str = ""
+    nbytes: int | None = None
+
+
+_NO_SCRATCH = _Scratch()
+
+
+def _with_scratch(
+    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, epochs: int
+) -> tuple[ProgramPass, _Scratch]:
+    """Keep the transformed blocks on disk where that is cheaper than to decode and transform them again."""
+    values = values_of(step)
+    if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
+        return step, _NO_SCRATCH
+    if shape.in_memory and all(isinstance(value, Raw) for value in values):
+        return step, _NO_SCRATCH
+    rows, nbytes = shape.n_rows, None
+    if rows is not None:
+        per_row = sum(12.0 * _width(value, walk, shape) for value in values) + shape.target_nbytes
+        nbytes = int(rows * per_row)
+    free = resources.scratch_free
+    if nbytes is not None and free is not None and nbytes > 0.9 * free:
+        return step, _Scratch(
+            f"no scratch: up to {format_bytes(nbytes)} are needed, and {format_bytes(free)} are free in "
+            f"{resources.scratch}; each reading decodes the blocks again. Set TMPDIR to a larger folder."
+        )
+    size = "blocks of unknown size" if nbytes is None else f"up to {format_bytes(nbytes)}"
+    room = "" if free is None else f" ({format_bytes(free)} free)"
+    says = f"scratch: transformed blocks are kept, {size} in {resources.scratch}{room}"
+    return replace(step, scratch=resources.scratch), _Scratch(says, nbytes)
+
+
+def _readings(step: ProgramPass, epochs: int) -> tuple[int, int]:
+    """How often a pass reads the blocks, at least and at most."""
+    if step.learner is not None:
+        return epochs, epochs
+    rounds = [fit.way.rounds(fit.estimator) for fit in step.refines if fit.way.rounds is not None]
+    own = 1 if step.collects or not step.refines else 0
+    return max([own, *(each.least for each in rounds)]), max([own, *(each.most for each in rounds)])
 
 
 def _no_rule(estimator: Any) -> None:
@@ -230,32 +308,47 @@ def _record(
 ) -> PassPlan:
     positions = range(len(shape.names)) if step.columns is None else step.columns
     per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
-    times = epochs if step.learner is not None else 1
+    times, most = _readings(step, epochs)
+    rows = None if shape.n_rows is None else sum(n or 0 for n in shape.rows[step.sampled])
+    collects = [
+        f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"
+        for want, e in step.collects
+    ]
+    for fit in step.refines:
+        assert fit.way.rounds is not None
+        collects.append(
+            f"{fit.way.rounds(fit.estimator).collects} of {_describe(fit.source, walk, shape)}, each time"
+        )
     return PassPlan(
         number=number,
-        way="merge" if step.learner is None else "stream",
+        way="stream" if step.learner is not None else "refine" if step.refines else "merge",
         fits=_fit_names(step),
-        collects=tuple(
-            f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"
-            for want, e in step.collects
-        ),
+        collects=tuple(dict.fromkeys(collects)),
         why=_why(number, step, attempt, walk, fitted_in),
         rules=tuple(attempt.rules),
         columns=tuple(shape.names[j] for j in positions),
-        n_blocks=len(shape.rows),
+        n_blocks=len(shape.rows[step.sampled]),
         epochs=times,
-        rows=None if shape.n_rows is None else shape.n_rows * times,
-        nbytes=None if shape.n_rows is None else shape.n_rows * per_row * times,
+        most_epochs=most,
+        scratch=attempt.scratch.says,
+        scratch_nbytes=attempt.scratch.nbytes,
+        rows=None if rows is None else rows * times,
+        nbytes=None if rows is None else rows * per_row * times,
         projected_nbytes=_projected(step, walk, shape, resources, per_row),
     )
 
 
+#: What the first pass of a fit that takes several gives.
+_START_OF = {"stream": " (its classes)", "refine": " (its start)"}
+
+
 def _fit_names(step: ProgramPass) -> tuple[str, ...]:
-    names = [] if step.learner is None else [step.learner.name]
+    names = [fit.name for fit in step.refines]
+    if step.learner is not None:
+        names.append(step.learner.name)
     for finish in step.finishes:
         if finish.fit.is_leaf:
-            is_start = finish.fit.way.kind == "stream"
-            names.append(f"{finish.fit.name} (its classes)" if is_start else finish.fit.name)
+            names.append(f"{finish.fit.name}{_START_OF.get(finish.fit.way.kind, '')}")
     return tuple(names)
 
 
@@ -281,7 +374,9 @@ def _why(number: int, step: ProgramPass, attempt: _Pass, walk: Walk, fitted_in: 
         if attempt.was_started.get(step.learner.index):
             waits.append(f"the classes found in pass {attempt.was_started[step.learner.index]}")
         return f"learns in order, block after block, from {' and '.join(waits) or 'the first block on'}"
-    waits = []
+    waits = [
+        f"{fit.name} refines what pass {attempt.was_started[fit.index]} has found" for fit in step.refines
+    ]
     for want, expression in step.collects:
         last = [i for i in needed_fits(expression) if fitted_in.get(i) == number - 1 and walk.fits[i].is_leaf]
         waits += [f"{_name(want)} needs the output of {walk.fits[i].name} (pass {number - 1})" for i in last]
@@ -295,14 +390,10 @@ def _projected(
     rows = shape.block_rows
     if rows is None:
         return None
-    values: set[Expression] = set()
-    for want, expression in step.collects:
-        if not getattr(want, "of_y", False):
-            values |= _parts(expression)
+    values: set[Expression] = set().union(*map(_parts, values_of(step)))
     held = 0.0
     if step.learner is not None:
         source = step.learner.source
-        values |= _parts(source)
         held = rows * (_own_nbytes(source, walk, shape) + shape.target_nbytes) * resources.window
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead

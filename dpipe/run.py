@@ -15,8 +15,9 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
-from dpipe.blocks.table import n_rows
-from dpipe.collect.loads import Graph, Load
+from dpipe.blocks.scratch import ScratchBlock
+from dpipe.blocks.table import n_rows, nbytes
+from dpipe.collect.loads import Graph, Load, ScratchLoad
 from dpipe.collect.source import Source
 from dpipe.errors import InputError
 from dpipe.monitor.events import emit
@@ -69,39 +70,101 @@ def needs_of(load: Load) -> Any:
     return List(*map(TaskRef, load.needs))
 
 
+@dataclass(frozen=True)
+class Input:
+    """What loads one block, and the tasks and values that the load waits for."""
+
+    load: Load
+    needs: List
+    at: RowsAt | None
+
+
+def add_inputs(
+    graph: GraphBuilder, source: Source, columns: Sequence[int] | None = None, *, with_X: bool = True
+) -> list[Input]:
+    """Add the tasks that several blocks share, and give what loads each block.
+
+    `columns` are the positions of the columns of X to read; all without it.
+    """
+    shared, loads = source.loads(columns, with_X=with_X)
+    graph.tasks.update(shared)
+    return [Input(load, needs_of(load), at) for load, at in zip(loads, source.places, strict=True)]
+
+
+def add_keep(
+    graph: GraphBuilder,
+    inputs: Sequence[Input],
+    keep: Callable[[Rows, Any], dict[Any, Any]],
+    known: Any,
+    *,
+    name: str,
+    folder: str,
+) -> list[Any]:
+    """Add tasks that keep what is made of each block in scratch; give their keys."""
+    held = graph.hold(f"{name}-keep", keep)
+    return [
+        graph.add_block(
+            f"{name}-keep", i, _keep_block, each.load, each.needs, held, TaskRef(known), folder, graph.token
+        )
+        for i, each in enumerate(inputs)
+    ]
+
+
+def kept_inputs(inputs: Sequence[Input], kept: Sequence[Any]) -> list[Input]:
+    """Give what loads each block from scratch: `kept` holds keys as `TaskRef`, futures or values."""
+    return [Input(ScratchLoad(), List(one), each.at) for each, one in zip(inputs, kept, strict=True)]
+
+
+def _keep_block(
+    load: Load,
+    inputs: Sequence[Any],
+    keep: Callable[..., dict[Any, Any]],
+    known: Any,
+    folder: str,
+    token: str,
+    gate: Any = None,
+) -> ScratchBlock:
+    keep_freed()
+    rows = load(dict(zip(load.needs, inputs, strict=True)))
+    size = nbytes(rows.X)
+    kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows)
+    del rows
+    trim(size)
+    return kept
+
+
 def add_scan(
     graph: GraphBuilder,
-    source: Source,
-    columns: Sequence[int] | None,
+    inputs: Sequence[Input],
     collect: Callable[[Rows, Any], tuple[Any, ...]],
     known: Any,
     *,
     name: str,
-    with_X: bool = True,
+    counted: bool = True,
 ) -> Any:
     """Add one merge pass; the result is the key of its merged `PassState`.
 
     Parameters
     ----------
     graph : GraphBuilder
-    source : Source
-    columns : sequence of int, optional
-        Positions of the columns of X to read.
+    inputs : sequence of Input
+        The blocks.
     collect : callable ``(rows, known) -> states``
         Reads one block that has at least one row.
     known : key
         The task that gives what earlier passes have found.
     name : str
         Prefix of the keys, as it stands in the dashboard.
+    counted : bool, default True
+        Whether progress shows how many blocks are left: not for one of many readings.
     """
-    shared, loads = source.loads(columns, with_X=with_X)
-    graph.tasks.update(shared)
     held = graph.hold(f"{name}-collect", collect)
+    n = len(inputs) if counted else None
     keys = [
         graph.add_block(
-            name, i, _scan_block, load, needs_of(load), held, TaskRef(known), at, name, i, len(loads)
+            name, i, _scan_block, each.load, each.needs, held, TaskRef(known), each.at, name, i, n
         )
-        for i, (load, at) in enumerate(zip(loads, source.places, strict=True))
+        for i, each in enumerate(inputs)
     ]
     while len(keys) > 1:
         keys = [
@@ -119,7 +182,7 @@ def _scan_block(
     at: RowsAt | None,
     name: str,
     i: int,
-    n: int,
+    n: int | None,
 ) -> PassState:
     started = time.time()
     keep_freed()
@@ -146,8 +209,7 @@ def _merge(parts: Sequence[PassState]) -> PassState:
 
 def add_stream(
     graph: GraphBuilder,
-    source: Source,
-    columns: Sequence[int] | None,
+    inputs: Sequence[Input],
     prepare: Callable[[Rows, Any, tuple[int, int], Any], Rows],
     start: Callable[[Any], Any],
     learn: Callable[[Any, Rows, tuple[int, int]], Any],
@@ -157,6 +219,8 @@ def add_stream(
     epochs: int,
     window: int,
     given: Sequence[Any] | None = None,
+    keep: Callable[[Rows, Any], dict[Any, Any]] | None = None,
+    folder: str | None = None,
 ) -> Any:
     """Add one ordered pass; the result is the key of ``(learner, tally)``.
 
@@ -177,17 +241,24 @@ def add_stream(
         Blocks in flight.
     given : sequence of keys or None, optional
         For each block a task that does not wait for the data, whose result `prepare` is given.
+    keep, folder : callable ``(rows, known) -> values`` and str, optional
+        Keep what is made of each block in this folder, for the epochs after the first.
     """
-    shared, loads = source.loads(columns)
-    graph.tasks.update(shared)
     held = graph.hold(f"{name}-prepare", prepare)
+    keeping = None if keep is None else graph.hold(f"{name}-keep", keep)
     step = graph.add(f"{name}-start", _start, start, TaskRef(known))
     steps: list[Any] = []
-    total = epochs * len(loads)
+    total = epochs * len(inputs)
+    kept: list[Any] = []
     for position in range(total):
-        epoch, i = divmod(position, len(loads))
+        epoch, i = divmod(position, len(inputs))
         gate = TaskRef(steps[position - window]) if position >= window else None
-        load = loads[i]
+        load, needs = inputs[i].load, inputs[i].needs
+        if keeping is not None:
+            if epoch == 0:
+                arguments = load, needs, keeping, TaskRef(known), folder, graph.token, gate
+                kept.append(graph.add_block(f"{name}-keep", i, _keep_block, *arguments))
+            load, needs = ScratchLoad(), List(TaskRef(kept[i]))
         extra = given[i] if given else None
         found = None if extra is None else TaskRef(extra)
         ready = graph.add_block(
@@ -195,7 +266,7 @@ def add_stream(
             position,
             _prepare_block,
             load,
-            needs_of(load),
+            needs,
             held,
             TaskRef(known),
             found,

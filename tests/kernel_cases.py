@@ -177,7 +177,9 @@ def assert_same(ours, theirs, rtol=1e-9, path="result"):
 def _callable_key(value):
     """Callables that are copied compare by what they hold."""
     state = getattr(value, "__dict__", None)
-    return (type(value), repr(state)) if callable(value) and state else value
+    if callable(value) and state and not isinstance(value, type):
+        return type(value), {name: repr(_callable_key(held)) for name, held in state.items()}
+    return type(value) if type(value).__module__.startswith("sklearn._loss") else value
 
 
 def assert_same_array(ours, theirs, rtol, path="result", atol=0.0):
@@ -187,6 +189,9 @@ def assert_same_array(ours, theirs, rtol, path="result", atol=0.0):
     if theirs.dtype.kind == "O":
         for i, (mine, value) in enumerate(zip(ours.ravel(), theirs.ravel(), strict=True)):
             assert type(mine) is type(value), f"{path}[{i}]: {mine!r} instead of {value!r}"
+            if isinstance(value, np.ndarray):
+                assert_same_array(mine, value, rtol, f"{path}[{i}]", atol)
+                continue
             same = mine == value or (mine != mine and value != value)
             if isinstance(value, float):
                 same = same or math.isclose(mine, value, rel_tol=rtol, abs_tol=atol)

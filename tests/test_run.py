@@ -21,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import dpipe
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError
-from dpipe.run import GraphBuilder, add_stream
+from dpipe.run import GraphBuilder, add_inputs, add_stream
 from tests.helpers import raise_if_computes
 
 NUMBERS = ["a", "b"]
@@ -134,7 +134,15 @@ def test_a_stream_keeps_its_window():
     graph = GraphBuilder("window")
     known = graph.add("known", int)
     key = add_stream(
-        graph, source, None, prepare, lambda known: 0, learn, known, name="pass", epochs=2, window=3
+        graph,
+        add_inputs(graph, source),
+        prepare,
+        lambda known: 0,
+        learn,
+        known,
+        name="pass",
+        epochs=2,
+        window=3,
     )
     Delayed(key, graph.tasks).compute(scheduler="threads", num_workers=8)
     assert learned == [(epoch, i) for epoch in range(2) for i in range(24)]

@@ -18,6 +18,33 @@ def target_matrix(y: Any) -> np.ndarray:
     return values.reshape(-1, 1) if values.ndim == 1 else values
 
 
+def settle_constants(mean: np.ndarray, values: np.ndarray) -> None:
+    """Make the mean of a column that holds one value that value, in place.
+
+    Its deviations are zero then. What the rounding of a sum would leave of them, a solver could take for a
+    direction in which the rows differ, and scale up to a coefficient.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (n_columns,)
+        Changed where a column is constant.
+    values : ndarray of shape (n_rows, n_columns)
+
+    Examples
+    --------
+    >>> mean = np.array([3.6999999999999997, 0.5])
+    >>> settle_constants(mean, np.array([[3.7, 0.0], [3.7, 1.0]]))
+    >>> mean.tolist()
+    [3.7, 0.5]
+    """
+    if len(values):
+        first = values[0]
+        likely = (first == values[-1]) & (first == values[len(values) // 2])
+        for column in np.flatnonzero(likely):
+            if (values[:, column] == first[column]).all():
+                mean[column] = first[column]
+
+
 @dataclass(frozen=True)
 class CrossProducts:
     """Centred cross products of X and y, weighted: all that least squares needs.
@@ -54,6 +81,7 @@ class CrossProducts:
         with single_threaded_blas():
             x_mean = np.asarray(values.T @ weights).reshape(-1) / safe
             y_mean = (target.T @ weights) / safe
+            settle_constants(y_mean, target)
             dy = (target - y_mean) * weights[:, None]
             yy = (target - y_mean).T @ dy
             if is_sparse:
@@ -62,6 +90,7 @@ class CrossProducts:
                 xx = (values.T @ weighted).toarray() - total * np.outer(x_mean, x_mean)
                 xy = np.asarray(values.T @ dy)
             else:
+                settle_constants(x_mean, values)
                 dx = values - x_mean
                 xx = dx.T @ (dx * weights[:, None] if w is not None else dx)
                 xy = dx.T @ dy

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +32,8 @@ class Rows(NamedTuple):
     w: np.ndarray | None
     ordered: bool = False
     """Whether the rows stand in the order in which they are to be learned."""
+    values: Mapping[Any, Block] | None = None
+    """What was made of them in an earlier pass, and kept in scratch."""
     at: RowsAt | None = None
     """Where they stand in the data set, if the lengths of all blocks are known."""
 
@@ -91,12 +94,17 @@ class Tally:
     """First start and last end, in seconds of Unix time."""
     peak_nbytes: int = 0
     """Largest peak memory of a worker process."""
+    n_readings: int | None = None
+    """How often all blocks were read, where the data decided that."""
+    lengths: tuple[int, ...] = ()
+    """Rows of each block, in their order."""
 
     @classmethod
     def of(cls, rows: Rows, started: float) -> Self:
         """Tally one block whose work began at `started`."""
         now = time.time()
-        return cls(1, n_rows(rows.X), nbytes(rows.X), now - started, started, now, peak_nbytes())
+        n = n_rows(rows.X)
+        return cls(1, n, nbytes(rows.X), now - started, started, now, peak_nbytes(), lengths=(n,))
 
     def merge(self, other: Self) -> Self:
         """Add another tally."""
@@ -108,4 +116,5 @@ class Tally:
             min(self.started, other.started),
             max(self.ended, other.ended),
             max(self.peak_nbytes, other.peak_nbytes),
+            lengths=self.lengths + other.lengths,
         )

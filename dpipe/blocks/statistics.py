@@ -130,7 +130,7 @@ def _column_moments(
 def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     """Mean and m2, in place: filling a few gaps costs less than moving all other values together."""
     observed = len(values) - len(gaps)
-    known = values[_first_not_in(gaps)]
+    known = values[first_not_in(gaps)]
     values[gaps] = known
     if values[-1] == known and (values == known).all():
         # the rounding of a sum would give it a spread, which one more scaler would blow up to one
@@ -144,7 +144,7 @@ def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     return mean, float(values.sum()) - correction**2 / observed
 
 
-def _first_not_in(gaps: np.ndarray) -> int:
+def first_not_in(gaps: np.ndarray) -> int:
     """The first position that is not in a sorted list of some."""
     beside = np.flatnonzero(gaps != np.arange(len(gaps)))
     return int(beside[0]) if len(beside) else len(gaps)

@@ -4,12 +4,15 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask
 import psutil
+from dask.base import get_scheduler
 from distributed import Client, LocalCluster, get_worker
 from distributed.client import default_client
 
@@ -36,6 +39,8 @@ class Place:
     """What a worker takes by itself, in bytes."""
     embedded: bool = False
     """Whether to start an embedded cluster for the run."""
+    near: bool = True
+    """Whether all workers run on this machine."""
 
 
 def find_place(client: Client | None, memory: int | None, n_blocks: int, workers: int | None = None) -> Place:
@@ -104,11 +109,28 @@ def _place_of(client: Client, memory: int | None) -> Place:
         return Place(client, 1, total, memory, psutil.Process().memory_info().rss)
     if near and memory is not None:
         budget = memory // len(workers)
-    return Place(client, len(workers), threads, budget, WORKER_RESERVED_NBYTES)
+    return Place(client, len(workers), threads, budget, WORKER_RESERVED_NBYTES, near=near)
 
 
 def _is_loopback(address: str) -> bool:
     return "://127." in address or "://[::1]" in address or "://localhost" in address
+
+
+def scratch_folder() -> str:
+    """Name the folder for scratch: Dask's `temporary-directory`, else TMPDIR, else one that is on disk."""
+    named = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR")
+    if named:
+        return str(named)
+    folder = tempfile.gettempdir()
+    # a temporary folder in memory would defeat the purpose
+    return "/var/tmp" if _in_memory(folder) and os.access("/var/tmp", os.W_OK) else folder
+
+
+def _in_memory(folder: str) -> bool:
+    kinds = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    here = Path(folder).resolve()
+    found = next((kinds[str(path)] for path in (here, *here.parents) if str(path) in kinds), "")
+    return found in ("tmpfs", "ramfs")
 
 
 @contextlib.contextmanager
@@ -154,6 +176,30 @@ def compute(value: Any, client: Client | None) -> Any:
                 scheduler = dask.config.get("scheduler", None) or "synchronous"
                 return value.compute(scheduler=scheduler)
             return client.compute(value, sync=True)
+    finally:
+        give_back()
+
+
+def compute_keys(
+    tasks: dict[Any, Any], key: Any, kept: Sequence[Any], client: Client | None
+) -> tuple[Any, list[Any]]:
+    """Compute one key of a graph, and keep what some others give where it was made.
+
+    Returns
+    -------
+    value
+        What `key` gives.
+    kept : list
+        Futures if there is a client, else values; to be put into later graphs as they are.
+    """
+    try:
+        with _short_collections():
+            if client is not None:
+                futures = client.get(tasks, [key, *kept], sync=False)
+                return futures[0].result(), list(futures[1:])
+            get = get_scheduler(scheduler=dask.config.get("scheduler", None) or "synchronous")
+            value, *values = get(tasks, [key, *kept])
+            return value, values
     finally:
         give_back()
 

@@ -17,6 +17,7 @@ from dask.base import flatten
 from dask.task_spec import GraphNode
 
 from dpipe.blocks.rows import Rows, as_target, checked
+from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import plain_strings
 from dpipe.collect.parquet import BlockSpec, ParquetReader
 from dpipe.errors import SourceError
@@ -93,7 +94,19 @@ class HeldLoad:
         return self.rows
 
 
-Load = ReadLoad | GraphLoad | HeldLoad
+@dataclass(frozen=True)
+class ScratchLoad:
+    """A block that an earlier reading has left in scratch."""
+
+    needs: tuple[Any, ...] = ("scratch",)
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Map it."""
+        block: ScratchBlock = inputs["scratch"]
+        return block.rows()
+
+
+Load = ReadLoad | GraphLoad | HeldLoad | ScratchLoad
 
 
 def as_block(X: Any) -> Any:

@@ -10,19 +10,30 @@ from sklearn.utils import all_estimators
 # imported for what they register
 from dpipe.families import (
     bayes,
+    bayesian,
     centroid,
+    cluster,
     covariance,
+    cross_validated,
     decompose,
+    discriminant,
     dummy,
     encode,
+    glm,
     gradient,
     impute,
     labels,
+    least_angle,
     linear,
+    logistic,
+    mixture,
+    power,
+    quantile,
     records,
     scale,
     select,
     stateless,
+    svm,
     text,
 )
 from dpipe.families.registry import registered
@@ -31,7 +42,7 @@ from dpipe.families.unsupported import refusal_of
 #: What the families above have registered, for those who need them to have been imported.
 FAMILIES = frozenset(registered())
 _HEAD = ("estimator", "way", "passes", "same answer, or why not")
-_PASSES = {"stateless": "0", "merge": "1", "stream": "1 an epoch"}
+_PASSES = {"stateless": "0", "merge": "1", "refine": "a few", "stream": "1 an epoch"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ def estimators() -> EstimatorTable:
     rows = [
         EstimatorRow(cls.__name__, cls.__module__, way.kind, _PASSES[way.kind], way.exact)
         for cls, way in registered().items()
+        if cls is not quantile.Quantiles
     ]
     rows += [
         EstimatorRow(

@@ -17,7 +17,7 @@ from sklearn.utils.validation import has_fit_parameter
 from dpipe.blocks.statistics import Nonzeros
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.expression import RAW, Columns, Expression, Output, Stack
-from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Way, Weighted, way_of
+from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Unweighted, Way, Weighted, way_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class Fit:
     """Which of the children give sparse matrices; `wants` asks for the density of each."""
     widths: tuple[int | None, ...] = ()
     """Output columns of each part, where they are known beforehand."""
+    weighted: bool = False
+    """Whether it is given the weights of the rows."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,14 @@ def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
     root, output, _ = _visit(estimator, RAW, meta, type(estimator).__name__, fits)
     if weighted:
         last = _taker_of_weights(fits, root)
-        fits[last] = replace(fits[last], wants=tuple(map(_weighted, fits[last].wants)))
-    return Walk(tuple(fits), root, output)
+        wants = tuple((weighted_want(want), value) for want, value in fits[last].wants)
+        fits[last] = replace(fits[last], wants=wants, weighted=True)
+    return Walk(tuple(map(_without_marks, fits)), root, output)
+
+
+def _without_marks(fit: Fit) -> Fit:
+    wants = ((want.want if isinstance(want, Unweighted) else want, value) for want, value in fit.wants)
+    return replace(fit, wants=tuple(wants))
 
 
 def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
@@ -82,9 +90,12 @@ def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
     return fit.index
 
 
-def _weighted(want: tuple[Any, Expression]) -> tuple[Any, Expression]:
-    counts_rows = getattr(want[0], "of_y", False) and not getattr(want[0], "takes_weights", False)
-    return want if counts_rows else (Weighted(want[0]), want[1])
+def weighted_want(want: Any) -> Any:
+    """Have a statistic given the weights, unless it counts every row once."""
+    if isinstance(want, Unweighted):
+        return want.want
+    counts_rows = getattr(want, "of_y", False) and not getattr(want, "takes_weights", False)
+    return want if counts_rows else Weighted(want)
 
 
 def _unused(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:

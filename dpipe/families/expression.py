@@ -101,7 +101,7 @@ def evaluate(
     expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     """Compute an expression on one block; equal parts are computed once."""
-    if isinstance(expression, Raw):
+    if isinstance(expression, Raw) and expression not in memo:
         return block
     if expression not in memo:
         memo[expression] = _evaluate(expression, block, fitted, memo)

@@ -11,18 +11,32 @@ import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.impute import MissingIndicator, SimpleImputer
 
+from dpipe.blocks.ranks import Sample, Sampling
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros, Observed, ValueCounts
 from dpipe.blocks.table import Block, Categories, Codes, codes, n_columns, owned_numbers, to_pandas
 from dpipe.errors import UnsupportedEstimatorError
-from dpipe.families import stand_in
-from dpipe.families.registry import INFINITE, Derivation, Estimator, Meta, Way, add, unchanged
+from dpipe.families import quantile, stand_in
+from dpipe.families.registry import (
+    INFINITE,
+    Derivation,
+    Estimator,
+    Meta,
+    Refinement,
+    Rounds,
+    Way,
+    add,
+    unchanged,
+)
+
+#: Strategies that fill numbers into numbers.
+_NUMERIC = ("mean", "median")
 
 
 def _check(estimator: Estimator) -> None:
-    if estimator.strategy not in ("mean", "most_frequent", "constant"):
+    if callable(estimator.strategy):
         raise UnsupportedEstimatorError(
-            f"SimpleImputer(strategy={estimator.strategy!r}) cannot be fitted block by block. "
-            "Use strategy='mean', 'most_frequent' or 'constant'."
+            "SimpleImputer(strategy=<function>) cannot be fitted block by block: the function wants all values at "
+            "once. Use strategy='mean', 'median', 'most_frequent' or 'constant'."
         )
     _check_marker(estimator)
 
@@ -47,13 +61,8 @@ def _wants(estimator: Estimator) -> tuple[Any, ...]:
 def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     if estimator.strategy == "mean":
         moments: Moments = stats[0]
-        _refuse_empty(estimator, meta, moments.observed)
         meta.refuse(~np.isfinite(moments.mean), INFINITE)
-        width = len(moments.mean)
-        X = stand_in.numeric(meta, width, moments.dtype, rows=2, sparse=moments.sparse)
-        fitted = clone(estimator).fit(_with_gaps(X, estimator, moments))
-        fitted.statistics_ = moments.mean.astype(fitted.statistics_.dtype)
-        return fitted
+        return _filling(estimator, meta, moments, moments.mean)
     if estimator.strategy == "most_frequent":
         return _finish_most_frequent(estimator, stats[0], meta)
     if stats:
@@ -66,11 +75,26 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     return clone(estimator).fit(X)
 
 
+def _filling(estimator: Estimator, meta: Meta, seen: Moments | Sample, fill: np.ndarray) -> Estimator:
+    """Give an imputer that fills numbers of its own choice into each column."""
+    _refuse_empty(estimator, meta, seen.observed)
+    X = stand_in.numeric(meta, len(fill), seen.dtype, rows=2, sparse=seen.sparse)
+    fitted = clone(estimator).fit(_with_gaps(X, estimator, seen))
+    fitted.statistics_ = np.where(seen.observed > 0, fill, 0.0).astype(fitted.statistics_.dtype)
+    return fitted
+
+
+def _refine_median(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
+    found, sample = yield from quantile.quantiles(stats[0], [quantile.MEDIAN])
+    quantile.check_sample(estimator, sample, meta)
+    return _filling(estimator, meta, sample, found[0])
+
+
 def _twice(X: Any) -> Any:
     return sp.vstack([X, X], format="csr") if sp.issparse(X) else np.repeat(X, 2, axis=0)
 
 
-def _with_gaps(X: Any, estimator: Estimator, seen: Moments | Observed) -> Any:
+def _with_gaps(X: Any, estimator: Estimator, seen: Moments | Observed | Sample) -> Any:
     """Take a value out of each column in which one was missing, if the estimator marks such columns."""
     if isinstance(estimator, SimpleImputer) and not estimator.add_indicator:
         return X
@@ -148,7 +172,7 @@ def _transform(fitted: Estimator, block: Block) -> Block:
         return fitted.transform(block).tocsr()
     if fitted.statistics_.dtype.kind == "O" and not _numeric(block):
         return _filled_categories(fitted, block)
-    if fitted.strategy != "mean" and _whole(block):
+    if fitted.strategy not in _NUMERIC and _whole(block):
         return np.asarray(to_pandas(block), order="F")
     out = owned_numbers(block)
     for j in range(out.shape[1]):
@@ -234,7 +258,7 @@ def _output(estimator: Estimator, meta: Meta) -> Meta:
         return Meta(n_columns=None, dtype=meta.dtype, sparse=meta.sparse)
     if meta.frame is None:
         return Meta(n_columns=meta.n_columns, dtype=meta.dtype, sparse=meta.sparse)
-    text = estimator.strategy != "mean" and not all(
+    text = estimator.strategy not in _NUMERIC and not all(
         pd.api.types.is_numeric_dtype(dtype) for dtype in meta.frame.dtypes
     )
     return Meta(n_columns=meta.width, dtype=np.dtype(object) if text else np.dtype("float64"))
@@ -264,25 +288,33 @@ def _nonzeros_rule(estimator: Estimator) -> Derivation | None:
     return Derivation(Nonzeros, unchanged, "imputing keeps what is stored")
 
 
+_IN_ONE_PASS = Way(
+    "merge",
+    _finish,
+    _wants,
+    _transform,
+    {
+        Moments: _moments_rule,
+        Extremes: _extremes_rule,
+        ValueCounts: _counts_rule,
+        Nonzeros: _nonzeros_rule,
+    },
+    _check,
+    _output,
+    exact="1e-9 relative (mean), exact (others)",
+    # the other strategies may give integers or categories
+    by_rows=lambda est: est.strategy in _NUMERIC and not est.add_indicator,
+)
+_MEDIAN = replace(
+    _IN_ONE_PASS,
+    kind="refine",
+    wants=lambda est: (Sampling(),),
+    refine=_refine_median,
+    rounds=lambda est: Rounds(1, "values near the medians", least=0),
+)
 add(
     SimpleImputer,
-    Way(
-        "merge",
-        _finish,
-        _wants,
-        _transform,
-        {
-            Moments: _moments_rule,
-            Extremes: _extremes_rule,
-            ValueCounts: _counts_rule,
-            Nonzeros: _nonzeros_rule,
-        },
-        _check,
-        _output,
-        exact="1e-9 relative (mean), exact (others)",
-        # the other strategies may give integers or categories
-        by_rows=lambda est: est.strategy == "mean" and not est.add_indicator,
-    ),
+    replace(_IN_ONE_PASS, variant=lambda est: _MEDIAN if est.strategy == "median" else None),
 )
 add(
     MissingIndicator,

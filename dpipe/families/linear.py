@@ -1,28 +1,45 @@
 """Least squares, plain and penalised: one pass, from the cross products of X and y.
 
-LinearRegression, Ridge and RidgeClassifier solve the normal equations. Lasso and ElasticNet descend by
-coordinates in scikit-learn, on a few made-up rows that have the same cross products as all the real ones.
+LinearRegression, Ridge and RidgeClassifier solve the normal equations. What has no closed form, such as
+Lasso and ElasticNet, or coefficients that must be positive, is solved by scikit-learn on made-up rows.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 from sklearn.base import clone
-from sklearn.linear_model import ElasticNet, Lasso, LinearRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import (
+    ElasticNet,
+    Lasso,
+    LinearRegression,
+    MultiTaskElasticNet,
+    MultiTaskLasso,
+    Ridge,
+    RidgeClassifier,
+)
+from sklearn.utils.class_weight import compute_class_weight
 
+from dpipe.blocks.groups import ByClass, Grouped
 from dpipe.blocks.regression import ClassSums, CrossProducts, Scatter, SumsByClass
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import refuse, stand_in
+from dpipe.families.made_rows import fitted_on_rows, made_rows, refuse_targets
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 
-def _check(estimator: Estimator) -> None:
-    if estimator.positive:
-        raise UnsupportedEstimatorError(
-            f"{type(estimator).__name__}(positive=True) cannot be fitted block by block. Use positive=False."
+def _check_ridge(estimator: Estimator) -> None:
+    name, solver = type(estimator).__name__, estimator.solver
+    if estimator.positive and solver not in ("auto", "lbfgs"):
+        raise InputError(
+            f"{name}(positive=True, solver={solver!r}): this solver knows no bounds. Use solver='auto'."
+        )
+    if solver == "lbfgs" and not estimator.positive:
+        raise InputError(
+            f"{name}(solver='lbfgs'): this solver is for positive=True alone. Use solver='auto'."
         )
 
 
@@ -59,6 +76,13 @@ def _put(fitted: Estimator, coef: np.ndarray, products: CrossProducts) -> Estima
 def _finish_least_squares(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     """Solve by the eigenvectors of X'X, which gives the least-norm solution of a deficient problem."""
     products: CrossProducts = stats[0]
+    if estimator.positive:
+        if products.sparse:
+            raise InputError(
+                "LinearRegression(positive=True) does not take sparse input. Use a dense array, or "
+                "Ridge(positive=True)."
+            )
+        return fitted_on_rows(estimator, products, meta)
     xx, xy = _centred(estimator, products)
     eigenvalues, vectors = scipy.linalg.eigh(xx)
     singular = np.sqrt(np.clip(eigenvalues[::-1], 0, None))
@@ -75,6 +99,11 @@ def _finish_least_squares(estimator: Estimator, stats: Sequence[Any], meta: Meta
 
 
 def _solve_ridge(estimator: Estimator, products: CrossProducts) -> np.ndarray:
+    if estimator.positive:
+        X, y, w = made_rows(estimator, products)
+        names = Ridge().get_params()
+        bound = Ridge(**{name: getattr(estimator, name) for name in names}).fit(X, y, sample_weight=w)
+        return np.atleast_2d(bound.coef_).T
     xx, xy = _centred(estimator, products)
     alphas = np.broadcast_to(np.asarray(estimator.alpha, dtype=np.float64).reshape(-1), (xy.shape[1],))
     coef = np.empty_like(xy)
@@ -92,39 +121,74 @@ def _finish_ridge(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Est
     return _put(_stand_in(estimator, products, meta), _solve_ridge(estimator, products), products)
 
 
-def _check_ridge_classifier(estimator: Estimator) -> None:
-    _check(estimator)
-    if estimator.class_weight is not None:
-        raise UnsupportedEstimatorError(
-            f"RidgeClassifier(class_weight={estimator.class_weight!r}) cannot be fitted block by block. "
-            "Use class_weight=None, and pass sample_weight."
-        )
+def _wants_of_ridge_classifier(estimator: Estimator) -> tuple[Any, ...]:
+    return (ByClass(Scatter),) if estimator.class_weight else (Scatter, SumsByClass())
 
 
 def _finish_ridge_classifier(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     """Regress on 1 for a class and -1 for the others: their cross products follow from sums by class."""
-    scatter: Scatter = stats[0]
-    sums: ClassSums = stats[1]
-    refuse.unlabelled(estimator, sums.n_unlabelled)
-    labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
+    labels, scatter, weights, totals = (_weighted_classes if estimator.class_weight else _plain_classes)(
+        estimator, stats
+    )
     if len(labels) < 2:
         raise InputError(
-            f"RidgeClassifier needs at least two classes, but every label of y is {labels[0]!r}."
+            f"RidgeClassifier needs at least two classes, but every label of y is {labels.tolist()[0]!r}."
         )
-    positive = labels[1:] if len(labels) == 2 else labels
-    weights = np.array([sums.by_class[label][0] for label in positive.tolist()])
-    totals = np.array([sums.by_class[label][1] for label in positive.tolist()])
+    if len(labels) == 2:
+        weights, totals = weights[1:], totals[1:]
+    mean = 2 * weights / scatter.weight - 1
+    apart = scatter.weight - 2 * weights - 2 * weights[:, None]
+    np.fill_diagonal(apart, scatter.weight)
     products = replace(
         scatter,
-        y_mean=2 * weights / scatter.weight - 1,
+        y_mean=mean,
         xy=2 * (totals - np.outer(weights, scatter.x_mean)).T,
-        y_is_1d=len(positive) == 1,
+        yy=apart - scatter.weight * np.outer(mean, mean),
+        y_is_1d=len(weights) == 1,
     )
     X = stand_in.numeric(meta, len(scatter.x_mean), scatter.dtype, rows=len(labels), sparse=scatter.sparse)
     fitted = _put(clone(estimator).fit(X, labels), _solve_ridge(estimator, products), products)
     if estimator.fit_intercept:
         fitted.intercept_ = np.atleast_1d(fitted.intercept_)
     return fitted
+
+
+_Classes = tuple[np.ndarray, Scatter, np.ndarray, np.ndarray]
+
+
+def _plain_classes(estimator: Estimator, stats: Sequence[Any]) -> _Classes:
+    """Give the labels, the scatter of all rows, and for each label its weight and the sum of its rows."""
+    sums: ClassSums = stats[1]
+    refuse.unlabelled(estimator, sums.n_unlabelled)
+    labels = np.array(sorted(sums.by_class), dtype=sums.label_dtype)
+    weights = np.array([sums.by_class[label][0] for label in labels.tolist()])
+    totals = np.array([sums.by_class[label][1] for label in labels.tolist()])
+    return labels, stats[0], weights, totals
+
+
+def _weighted_classes(estimator: Estimator, stats: Sequence[Any]) -> _Classes:
+    """Give the same, every class weighed as `class_weight` says."""
+    groups: Grouped = stats[0]
+    refuse.unlabelled(estimator, groups.n_unlabelled)
+    labels = np.array(sorted(groups.by_group), dtype=groups.label_dtype)
+    parts: list[Scatter] = [groups.by_group[label] for label in labels.tolist()]
+    factors = _class_weights(estimator.class_weight, labels, np.array([part.n_rows for part in parts]))
+    scaled = [
+        replace(part, weight=part.weight * factor, xx=part.xx * factor)
+        for part, factor in zip(parts, factors.tolist(), strict=True)
+    ]
+    weights = np.array([part.weight for part in scaled])
+    totals = weights[:, None] * np.array([part.x_mean for part in scaled])
+    return labels, reduce(lambda one, other: one.merge(other), scaled), weights, totals
+
+
+def _class_weights(class_weight: Any, labels: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
+    if class_weight == "balanced":
+        return n_rows.sum() / (len(labels) * n_rows)
+    try:
+        return compute_class_weight(class_weight, classes=labels, y=labels)
+    except ValueError as err:
+        raise InputError(f"RidgeClassifier: {err} Give a weight to every label of y.") from err
 
 
 def _check_lasso(estimator: Estimator) -> None:
@@ -135,33 +199,21 @@ def _check_lasso(estimator: Estimator) -> None:
 
 
 def _finish_lasso(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    refuse_targets(estimator, stats[0])
+    return fitted_on_rows(estimator, stats[0], meta)
+
+
+def _finish_multi_task(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     products: CrossProducts = stats[0]
-    if products.xy.shape[1] > 1:
+    if products.y_is_1d:
         raise InputError(
-            f"{type(estimator).__name__}: y has {products.xy.shape[1]} columns, and one is supported. "
-            "Fit one estimator for each."
+            f"{type(estimator).__name__} learns several targets together, but y has one. Use "
+            f"{type(estimator).__name__.removeprefix('MultiTask')}."
         )
-    X, y = _compressed(estimator, products)
-    scale = products.weight / len(X)  # the penalty is weighed against the mean over the rows
-    descended = clone(estimator).set_params(
-        alpha=estimator.alpha * scale, fit_intercept=False, precompute=False, copy_X=True
-    )
-    descended.fit(X, y)
-    fitted = _stand_in(estimator, products, meta)
-    fitted.n_iter_ = descended.n_iter_
-    fitted.dual_gap_ = products.dtype.type(descended.dual_gap_ / scale)
-    return _put(fitted, descended.coef_[:, None], products)
-
-
-def _compressed(estimator: Estimator, products: CrossProducts) -> tuple[np.ndarray, np.ndarray]:
-    """Give as few rows of X and y as there are columns, with the cross products of all rows."""
-    xx, xy = _centred(estimator, products)
-    yy = products.yy
-    if not estimator.fit_intercept:
-        yy = yy + products.weight * np.outer(products.y_mean, products.y_mean)
-    values, vectors = scipy.linalg.eigh(np.block([[xx, xy], [xy.T, yy]]))
-    root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
-    return np.asfortranarray(root[:, :-1]), np.ascontiguousarray(root[:, -1])
+    fitted = fitted_on_rows(estimator, products, meta)
+    n_made = sum(products.xy.shape) + 1
+    fitted.eps_ *= products.n_rows / n_made  # the tolerance, which grows with the squares of y
+    return fitted
 
 
 def _wants(estimator: Estimator) -> tuple[Any, ...]:
@@ -169,15 +221,15 @@ def _wants(estimator: Estimator) -> tuple[Any, ...]:
 
 
 _EXACT = "1e-9 relative, for well-conditioned X"
-add(LinearRegression, Way("merge", _finish_least_squares, _wants, check=_check, needs_y=True, exact=_EXACT))
-add(Ridge, Way("merge", _finish_ridge, _wants, check=_check, needs_y=True, exact=_EXACT))
+add(LinearRegression, Way("merge", _finish_least_squares, _wants, needs_y=True, exact=_EXACT))
+add(Ridge, Way("merge", _finish_ridge, _wants, check=_check_ridge, needs_y=True, exact=_EXACT))
 add(
     RidgeClassifier,
     Way(
         "merge",
         _finish_ridge_classifier,
-        lambda est: (Scatter, SumsByClass()),
-        check=_check_ridge_classifier,
+        _wants_of_ridge_classifier,
+        check=_check_ridge,
         needs_y=True,
         exact=_EXACT,
     ),
@@ -186,4 +238,9 @@ for _cls in (Lasso, ElasticNet):
     add(
         _cls,
         Way("merge", _finish_lasso, _wants, check=_check_lasso, needs_y=True, exact="within its tol"),
+    )
+for _cls in (MultiTaskLasso, MultiTaskElasticNet):
+    add(
+        _cls,
+        Way("merge", _finish_multi_task, _wants, check=_check_lasso, needs_y=True, exact="within its tol"),
     )

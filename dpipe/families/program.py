@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn import config_context
 
-from dpipe.blocks.matrix import RowOrder
+from dpipe.blocks.matrix import RowOrder, learner_matrix
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
@@ -58,6 +58,17 @@ class ProgramPass:
     """Positions of the columns of X that are read; None for all."""
     learner: Fit | None = None
     """The estimator that learns in order, for a `stream` pass."""
+    refines: tuple[Fit, ...] = ()
+    """Fits that read the blocks again and again, together, for a `refine` pass."""
+    every: int = 1
+    """Every how many blocks one is read: a first sample needs not all of them."""
+    scratch: str | None = None
+    """The folder in which the transformed blocks are kept from the first reading on; None to read again."""
+
+    @property
+    def sampled(self) -> slice:
+        """Which blocks are read."""
+        return slice(self.every // 2, None, self.every)
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,8 @@ class Known:
     """What has been found so far."""
 
     fitted: Mapping[int, Fitted] = field(default_factory=dict)
-    starts: Mapping[int, tuple[Estimator, np.ndarray | None]] = field(default_factory=dict)
-    """Unfitted ordered learners, with their classes."""
+    starts: Mapping[int, Any] = field(default_factory=dict)
+    """Unfitted ordered learners, with their classes; and the first statistics of refining fits."""
     tallies: tuple[Tally, ...] = ()
 
 
@@ -79,14 +90,14 @@ class Collector:
     def __call__(self, rows: Rows, known: Known) -> tuple[Any, ...]:
         """Compute each value once, and each statistic of it."""
         position_of = _positions(self.step)
-        memo: dict[Any, Any] = {}
+        memo = _kept(rows, position_of)
         found = []
         for want, expression in self.step.collects:
             if getattr(want, "of_y", False):
                 value = None
             else:
-                local = narrowed(expression, position_of) if position_of else expression
                 with _arrays():
+                    local = _local(expression, position_of)
                     value = written_out(evaluate(local, rows.X, known.fitted, memo))
             given = (value, rows.y, rows.w if isinstance(want, Weighted) else None)
             found.append(want.of(*given, rows.at) if getattr(want, "placed", False) else want.of(*given))
@@ -102,6 +113,42 @@ def _positions(step: ProgramPass) -> dict[int, int]:
     return {} if step.columns is None else {j: k for k, j in enumerate(step.columns)}
 
 
+def _local(expression: Expression, position_of: dict[int, int]) -> Expression:
+    """Rewrite an expression for the columns that are read."""
+    return narrowed(expression, position_of) if position_of else expression
+
+
+def _kept(rows: Rows, position_of: dict[int, int]) -> dict[Any, Any]:
+    """Start from the values that are in scratch, if there are any."""
+    return {_local(value, position_of): matrix for value, matrix in (rows.values or {}).items()}
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Computes what a pass with scratch keeps of a block that has rows."""
+
+    step: ProgramPass
+
+    def __call__(self, rows: Rows, known: Known) -> dict[Any, Any]:
+        """Compute each value that the fits of this pass read."""
+        position_of = _positions(self.step)
+        memo: dict[Any, Any] = {}
+        with _arrays():
+            return {
+                value: written_out(evaluate(_local(value, position_of), rows.X, known.fitted, memo))
+                for value in values_of(self.step)
+            }
+
+
+def values_of(step: ProgramPass) -> tuple[Expression, ...]:
+    """List the values that a pass computes of each block, each once."""
+    read = [expression for want, expression in step.collects if not getattr(want, "of_y", False)]
+    read += [fit.source for fit in step.refines]
+    if step.learner is not None:
+        read.append(step.learner.source)
+    return tuple(dict.fromkeys(read))
+
+
 @dataclass(frozen=True)
 class Preparer:
     """Transforms one block for an ordered learner."""
@@ -115,11 +162,13 @@ class Preparer:
         assert self.step.learner is not None
         position_of = _positions(self.step)
         source = self.step.learner.source
-        local = narrowed(source, position_of) if position_of else source
         learner, classes = known.starts[self.step.learner.index]
         order = gradient.learning_order(learner, classes, n_rows(rows.X), position, foreseen)
         with _arrays():
-            matrix = evaluate_for_learner(local, rows.X, known.fitted, order)
+            if rows.values is not None:
+                matrix = learner_matrix(rows.values[source], order)
+            else:
+                matrix = evaluate_for_learner(_local(source, position_of), rows.X, known.fitted, order)
         if order is None:
             return Rows(matrix, rows.y, rows.w)
         y, w = (None if values is None else values[order.rows] for values in (rows.y, rows.w))
@@ -157,6 +206,11 @@ def finish_pass(step: ProgramPass, known: Known, collected: PassState | None) ->
     if collected is not None:
         states = states_of(collected, "fit")
         known = replace(known, tallies=(*known.tallies, collected.tally))
+    return finish_fits(step, known, states)
+
+
+def finish_fits(step: ProgramPass, known: Known, states: Sequence[Any]) -> Known:
+    """Finish the fits of a pass from its merged states, each after those that it waits for."""
     for finish in step.finishes:
         known = _finish_one(finish, states, known)
     return known
@@ -172,8 +226,10 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
                 estimator = finish_composite(fit, children, stats)
         elif fit.way.kind == "stream":
             return replace(known, starts={**known.starts, fit.index: gradient.start(fit.estimator, stats)})
+        elif fit.way.kind == "refine":
+            return replace(known, starts={**known.starts, fit.index: tuple(stats)})
         else:
-            estimator = fit.way.finish(fit.estimator, stats, _known_meta(fit, known.fitted))
+            estimator = fit.way.finish(fit.estimator, stats, known_meta(fit, known.fitted))
     except DpipeError:
         raise
     except (ValueError, TypeError) as err:
@@ -188,7 +244,8 @@ def _carried(derived: Derived, states: Sequence[Any], fitted: Mapping[int, Fitte
     return statistic
 
 
-def _known_meta(fit: Fit, fitted: Mapping[int, Fitted]) -> Meta:
+def known_meta(fit: Fit, fitted: Mapping[int, Fitted]) -> Meta:
+    """Give the meta of a fit's input, its width too where an earlier fit has decided it."""
     if fit.meta.width is not None:
         return fit.meta
     return replace(fit.meta, n_columns=_width(fit.source, fitted))
@@ -218,7 +275,4 @@ def finish_stream(step: ProgramPass, known: Known, learned: tuple[Any, Tally]) -
     if not tally.rows:
         states_of(PassState(None, tally), step.learner.name)
     fitted = {**known.fitted, step.learner.index: Fitted(estimator, step.learner.way)}
-    known = Known(fitted, known.starts, (*known.tallies, tally))
-    for finish in step.finishes:
-        known = _finish_one(finish, (), known)
-    return known
+    return finish_fits(step, Known(fitted, known.starts, (*known.tallies, tally)), ())

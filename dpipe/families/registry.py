@@ -3,7 +3,7 @@
 dpipe's own families register here exactly as third parties do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,6 +91,13 @@ class Weighted:
         return self.want.of(X, y, w, *at)
 
 
+@dataclass(frozen=True)
+class Unweighted:
+    """Asks for a statistic that counts every row once, also where a fit is given weights."""
+
+    want: Any
+
+
 def unchanged(estimator: Estimator, statistic: Any) -> Any:
     """Derive a statistic that a transformer leaves as it is."""
     return statistic
@@ -112,11 +119,24 @@ def _matrix_of_same_width(estimator: Estimator, meta: Meta) -> Meta:
     return Meta(n_columns=meta.width, dtype=meta.dtype, sparse=meta.sparse)
 
 
+#: Yields the statistics that it asks for, is sent them merged, and returns the fitted estimator.
+Refinement = Generator[tuple[Any, ...], Sequence[Any], Estimator]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often a refining fit reads the data after the pass in which it is started, and for what."""
+
+    most: int
+    collects: str
+    least: int = 1
+
+
 @dataclass(frozen=True)
 class Way:
     """How the estimators of one class are fitted from blocks."""
 
-    kind: Literal["stateless", "merge", "stream"]
+    kind: Literal["stateless", "merge", "refine", "stream"]
     finish: Callable[[Estimator, Sequence[Any], Meta], Estimator]
     """From the unfitted estimator, its merged statistics and its input's meta to a fitted clone."""
     wants: Callable[[Estimator], tuple[Any, ...]] = _nothing
@@ -137,6 +157,12 @@ class Way:
     """Whether its X are labels: scikit-learn has no place for it in a pipeline."""
     by_rows: Callable[[Estimator], bool] = _never
     """Whether `transform` takes numbers a slice of rows at a time, gives floats, and costs no more for it."""
+    refine: Callable[[Estimator, Sequence[Any], Meta], Refinement] | None = None
+    """For "refine": from the statistics of the first pass on, one reading after another."""
+    rounds: Callable[[Estimator], Rounds] | None = None
+    """For "refine": how many readings that takes."""
+    variant: Callable[[Estimator], "Way | None"] | None = None
+    """Another way that some parameters ask for."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +171,20 @@ class Fitted:
 
     estimator: Estimator
     way: Way
+
+
+def _never_finished(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    raise AssertionError("a refinement gives the fitted estimator itself")
+
+
+def refined(
+    refine: Callable[[Estimator, Sequence[Any], Meta], Refinement],
+    rounds: Callable[[Estimator], Rounds],
+    wants: Callable[[Estimator], tuple[Any, ...]] = _nothing,
+    **options: Any,
+) -> Way:
+    """Give the way of estimators that are fitted in several passes, each a merge."""
+    return Way("refine", _never_finished, wants, refine=refine, rounds=rounds, **options)
 
 
 _ways: dict[type, Way] = {}
@@ -181,7 +221,7 @@ def way_of(estimator: Estimator) -> Way:
         )
     _check_parameters(estimator)
     way.check(estimator)
-    return way
+    return (way.variant and way.variant(estimator)) or way
 
 
 def _check_parameters(estimator: Estimator) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
+from dpipe.blocks.groups import ByClass, ByFold, Grouped
+from dpipe.blocks.quartic import Quartic
 from dpipe.blocks.regression import CrossProducts, Scatter
 from dpipe.blocks.statistics import Extremes, Moments, Nonzeros
 from dpipe.blocks.table import Block, numbers, owned_numbers
@@ -16,7 +18,8 @@ from dpipe.families import stand_in
 from dpipe.families.registry import INFINITE, Derivation, Estimator, Meta, Way, add, unchanged
 
 
-def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+def finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    """Fit a StandardScaler from moments."""
     moments: Moments = stats[0]
     meta.refuse(~np.isfinite(moments.mean), INFINITE)
     fitted = stand_in.fitted_on_zeros(
@@ -37,13 +40,17 @@ def _finish_standard(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> 
 
 
 def _standard_scale(mean: np.ndarray, var: np.ndarray, n_samples: Any) -> np.ndarray:
-    """Standard deviations, 1 for columns that are constant up to rounding (as scikit-learn bounds it)."""
+    """Standard deviations, 1 for columns that are constant."""
+    scale = np.sqrt(var)
+    scale[is_constant(mean, var, n_samples)] = 1.0
+    return scale
+
+
+def is_constant(mean: np.ndarray, var: np.ndarray, n_samples: Any) -> np.ndarray:
+    """Tell which columns are constant up to rounding, as scikit-learn bounds it."""
     eps = np.finfo(np.float64).eps
     with np.errstate(invalid="ignore"):
-        constant = var <= n_samples * eps * var + (n_samples * mean * eps) ** 2
-    scale = np.sqrt(var)
-    scale[constant] = 1.0
-    return scale
+        return var <= n_samples * eps * var + (n_samples * mean * eps) ** 2
 
 
 def _transform_standard(fitted: Estimator, block: Block) -> Block:
@@ -138,6 +145,9 @@ def _as_affine(fitted: Estimator) -> tuple[np.ndarray, np.ndarray]:
     width = fitted.n_features_in_
     if isinstance(fitted, MinMaxScaler):
         return fitted.scale_, fitted.min_
+    if isinstance(fitted, RobustScaler):
+        scale = np.ones(width) if fitted.scale_ is None else 1 / fitted.scale_.astype(np.float64)
+        return scale, np.zeros(width) if fitted.center_ is None else -fitted.center_ * scale
     if isinstance(fitted, MaxAbsScaler):
         return 1 / fitted.scale_.astype(np.float64), np.zeros(width)
     scale = 1 / fitted.scale_ if fitted.with_std else np.ones(width)
@@ -175,29 +185,58 @@ def _scaled_products(fitted: Estimator, products: CrossProducts) -> CrossProduct
     )
 
 
-def _products_rule(want: Any) -> Callable[[Estimator], Derivation | None]:
+def _scaled_quartic(fitted: Estimator, sums: Quartic) -> Quartic:
+    scale, shift = _as_affine(fitted)
+    return replace(
+        sums,
+        x_mean=sums.x_mean * scale + shift,
+        xx=sums.xx * np.outer(scale, scale),
+        xxy=sums.xxy * np.outer(scale**2, scale),
+        xxyy=sums.xxyy * np.outer(scale**2, scale**2),
+    )
+
+
+def _scaled_groups(fitted: Estimator, groups: Grouped) -> Grouped:
+    scaled = {
+        group: (_scaled_quartic if isinstance(found, Quartic) else _scaled_products)(fitted, found)
+        for group, found in groups.by_group.items()
+    }
+    return replace(groups, by_group=scaled)
+
+
+def _products_rule(
+    want: Any, function: Callable[[Estimator, Any], Any] = _scaled_products
+) -> Callable[[Estimator], Derivation | None]:
     def rule(estimator: Estimator) -> Derivation | None:
-        return Derivation(want, _scaled_products, "scaling maps cross products linearly")
+        return Derivation(want, function, "scaling maps products of columns linearly")
 
     return rule
 
 
-_DERIVE = {
+#: Of how many folds a regression behind a scaler is fitted in the scaler's pass.
+_FOLDS = range(2, 21)
+_GROUPED = (ByClass(Scatter), ByClass(Quartic), *(ByFold(CrossProducts, n) for n in _FOLDS))
+
+
+#: How statistics pass through a scaler; also through one that learns from quantiles.
+DERIVE = {
     Moments: _scaled_moments,
     Extremes: _scaled_extremes,
     Nonzeros: _scaled_nonzeros,
     CrossProducts: _products_rule(CrossProducts),
     Scatter: _products_rule(Scatter),
+    Quartic: _products_rule(Quartic, _scaled_quartic),
+    **{want: _products_rule(want, _scaled_groups) for want in _GROUPED},
 }
 
 add(
     StandardScaler,
     Way(
         "merge",
-        _finish_standard,
+        finish_standard,
         lambda est: (Moments,),
         _transform_standard,
-        _DERIVE,
+        DERIVE,
         exact="1e-9 relative",
         by_rows=lambda est: True,
     ),
@@ -209,7 +248,7 @@ add(
         _finish_minmax,
         lambda est: (Extremes,),
         _transform_minmax,
-        _DERIVE,
+        DERIVE,
         _check_minmax,
         by_rows=lambda est: True,
     ),
@@ -221,7 +260,7 @@ add(
         _finish_maxabs,
         lambda est: (Extremes,),
         _transform_maxabs,
-        _DERIVE,
+        DERIVE,
         by_rows=lambda est: True,
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.linalg
 import scipy.sparse as sp
 from sklearn.base import clone
 
@@ -89,3 +90,68 @@ def padded(columns: Sequence[list[Any]], dtypes: Sequence[np.dtype[Any]], names:
     for j, values in enumerate(full):
         out[:, j] = values
     return out
+
+
+def filled(meta: Meta, values: np.ndarray) -> Any:
+    """Give made-up rows as a frame where the real input is one."""
+    return values if meta.frame is None else pd.DataFrame(values, columns=meta.frame.columns)
+
+
+def rows_with_moments(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Make up one row more than there are columns, with the given mean and population covariance.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (n_columns,)
+    covariance : ndarray of shape (n_columns, n_columns)
+
+    Returns
+    -------
+    ndarray of shape (n_columns + 1, n_columns)
+        A column without variance is constant to the bit.
+
+    Notes
+    -----
+    Whatever looks at the rows through their first two moments alone cannot tell these rows from the real
+    ones.
+
+    Examples
+    --------
+    >>> rows = rows_with_moments(np.array([1.0, 2.0]), np.array([[4.0, 0.0], [0.0, 9.0]]))
+    >>> bool(np.allclose(rows.mean(axis=0), [1, 2])), bool(np.allclose(rows.var(axis=0), [4, 9]))
+    (True, True)
+    """
+    n = len(mean) + 1
+    # its rows are orthonormal and add up to zero
+    contrasts = scipy.linalg.helmert(n)
+    return mean + np.sqrt(n) * (contrasts.T @ root(covariance))
+
+
+def root(products: np.ndarray) -> np.ndarray:
+    """Give a square matrix whose columns have these products with each other; its last rows weigh most.
+
+    Parameters
+    ----------
+    products : ndarray of shape (n_columns, n_columns)
+        Positive semidefinite, up to rounding.
+
+    Returns
+    -------
+    ndarray of shape (n_columns, n_columns)
+        A column whose product with itself is zero is zero to the bit.
+
+    Notes
+    -----
+    The products are scaled to correlations before the root is taken, so that columns of very different
+    sizes keep their digits.
+
+    Examples
+    --------
+    >>> made = root(np.array([[4.0, 2.0], [2.0, 9.0]]))
+    >>> (made.T @ made).round(9).tolist()
+    [[4.0, 2.0], [2.0, 9.0]]
+    """
+    scale = np.sqrt(np.diag(products))
+    safe = np.where(scale > 0, scale, 1.0)
+    values, vectors = scipy.linalg.eigh(products / np.outer(safe, safe))
+    return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T * scale

@@ -19,10 +19,9 @@ _MANY_PASSES = "it would read the data many times"
 _BY_MODULE: Mapping[str, Refusal] = {
     "calibration": Refusal(_OTHERS, "the estimator inside"),
     "cluster": Refusal("it needs the distances between rows, or many passes", "MiniBatchKMeans"),
-    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, ShrunkCovariance or OAS"),
+    "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, LedoitWolf, OAS or GraphicalLasso"),
     "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
     "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
-    "discriminant_analysis": Refusal("", "GaussianNB or NearestCentroid"),
     "ensemble": Refusal("it needs all rows at each split of a tree", "SGDClassifier or SGDRegressor"),
     "feature_extraction": Refusal("it takes pieces out of images, row after row", "a FunctionTransformer"),
     "feature_selection": Refusal(_OTHERS, "SelectKBest or VarianceThreshold"),
@@ -31,7 +30,9 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "isotonic": Refusal("it sorts all rows", "LinearRegression"),
     "kernel_approximation": Refusal("it takes a sample of the rows as its basis", "RBFSampler"),
     "kernel_ridge": Refusal(_PAIRS, "Ridge after an RBFSampler"),
-    "linear_model": Refusal(_MANY_PASSES, "Ridge, Lasso, ElasticNet, or an SGD estimator of the same loss"),
+    "linear_model": Refusal(
+        _MANY_PASSES, "Ridge, LassoCV, ElasticNetCV, or an SGD estimator of the same loss"
+    ),
     "manifold": Refusal(_PAIRS, "PCA"),
     "mixture": Refusal(_MANY_PASSES, "MiniBatchKMeans, or GaussianNB where there are labels"),
     "model_selection": Refusal(_OTHERS, "one fit for each candidate, and dpipe.score"),
@@ -48,6 +49,9 @@ _BY_MODULE: Mapping[str, Refusal] = {
 }
 _BY_NAME: Mapping[str, Refusal] = {
     "LogisticRegression": Refusal(_MANY_PASSES, "SGDClassifier(loss='log_loss')"),
+    "RidgeClassifierCV": Refusal(
+        "it would have to score each row by models that did not see it", "RidgeClassifier for each candidate"
+    ),
     "TargetEncoder": Refusal("", "OrdinalEncoder or OneHotEncoder"),
     **{
         f"{kind}{what}": Refusal(_OTHERS, "one fit for each of its estimators")

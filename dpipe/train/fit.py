@@ -4,7 +4,8 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from dask.task_spec import TaskRef
 from distributed import Client
 from sklearn.base import is_regressor
 
-from dpipe.blocks.rows import Tally
-from dpipe.cluster.local import Place, compute, find_place, running
+from dpipe.blocks.rows import RowsAt, Tally
+from dpipe.blocks.scratch import free_nbytes
+from dpipe.cluster.local import Place, compute, compute_keys, find_place, running, scratch_folder
 from dpipe.collect.source import Source, open_source, source_name
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
@@ -23,6 +25,7 @@ from dpipe.families.compose import Walk, walk
 from dpipe.families.gradient import foreseen_order, foresees
 from dpipe.families.program import (
     Collector,
+    Keeper,
     Known,
     Preparer,
     ProgramPass,
@@ -31,12 +34,23 @@ from dpipe.families.program import (
     finish_stream,
     learn,
 )
+from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta
 from dpipe.monitor.events import listening
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
 from dpipe.planner import DataShape, Program, Resources, make_program
-from dpipe.run import GraphBuilder, add_scan, add_stream, graph_token
+from dpipe.run import (
+    GraphBuilder,
+    Input,
+    add_inputs,
+    add_keep,
+    add_scan,
+    add_stream,
+    graph_token,
+    kept_inputs,
+    states_of,
+)
 from dpipe.sizes import parse_bytes
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
@@ -87,7 +101,11 @@ def prepare(
 
 def _check_target(tree: Walk, source: Source) -> None:
     for fit in tree.fits:
-        if source.n_rows is None and any(getattr(want, "placed", False) for want, _ in fit.wants):
+        # who only samples can also do without
+        placed = (
+            getattr(want, "placed", False) and not getattr(want, "partial", False) for want, _ in fit.wants
+        )
+        if source.n_rows is None and any(placed):
             raise InputError(
                 f"{fit.name} must know where in the data each row stands, but the lengths of the blocks are not "
                 "known. Read files with dpipe.read_parquet, or call X.compute_chunk_sizes() on an array first."
@@ -122,6 +140,7 @@ def _shape(source: Source) -> DataShape:
         source.overhead,
         source.likely_block_rows,
         source.hidden_row_nbytes,
+        in_memory=source.decoded == "memory",
         whole=source.frame is None,
     )
 
@@ -129,31 +148,45 @@ def _shape(source: Source) -> DataShape:
 def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: int) -> tuple[Program, Place]:
     """Plan with as many threads as the budget allows, where it is ours to choose them."""
     while True:
+        folder = scratch_folder()
         resources = Resources(
-            place.threads, place.workers, place.memory, place.reserved, window=_window(place)
+            place.threads,
+            place.workers,
+            place.memory,
+            place.reserved,
+            window=_window(place),
+            scratch=folder,
+            scratch_free=free_nbytes(folder) if place.near else None,
         )
         try:
             return make_program(tree, shape, resources, epochs=epochs), place
         except MemoryLimitError:
             if not place.embedded or place.threads == 1:
                 raise
-            place = Place(None, 1, place.threads - 1, place.memory, place.reserved, True)
+            place = replace(place, threads=place.threads - 1)
 
 
 def _window(place: Place) -> int:
     return 2 * place.threads * place.workers
 
 
-def build(prepared: Prepared) -> tuple[GraphBuilder, Any]:
-    """Build the graph of all passes, and the key of the last `Known`."""
+def _token(prepared: Prepared) -> str:
     source, program = prepared.source, prepared.program
     estimator = program.walk.fits[program.walk.root].estimator
-    token = graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
-    graph = GraphBuilder(token)
-    known = graph.add("start", finish_pass, program.at_once, Known(), None)
-    for number, step in enumerate(program.passes, start=1):
-        known = _add_pass(graph, prepared, step, number, known)
-    return graph, known
+    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
+
+
+def _build(prepared: Prepared, passes: range, known: Known | None = None) -> tuple[GraphBuilder, Any]:
+    """Build the graph of some passes, counted from 0, and the key of the last `Known`."""
+    program = prepared.program
+    graph = GraphBuilder(graph_token(_token(prepared), passes.start) if passes.start else _token(prepared))
+    if known is None:
+        last = graph.add("start", finish_pass, program.at_once, Known(), None)
+    else:
+        last = graph.hold("known", known).key
+    for number in passes:
+        last = _add_pass(graph, prepared, program.passes[number], number + 1, last)
+    return graph, last
 
 
 def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number: int, known: Any) -> Any:
@@ -163,14 +196,12 @@ def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number
     if step.learner is None:
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
-        merged = add_scan(
-            graph, prepared.source, step.columns, Collector(step), known, name=name, with_X=with_X
-        )
+        inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)[step.sampled]
+        merged = add_scan(graph, inputs, Collector(step), known, name=name)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     learned = add_stream(
         graph,
-        prepared.source,
-        step.columns,
+        add_inputs(graph, prepared.source, step.columns),
         Preparer(step),
         Starter(step.learner.index),
         learn,
@@ -179,6 +210,8 @@ def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number
         epochs=prepared.epochs,
         window=_window(prepared.place),
         given=_learning_orders(graph, step.learner.estimator, prepared.source.rows, f"pass{number}-order"),
+        keep=Keeper(step) if step.scratch else None,
+        folder=step.scratch,
     )
     return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
 
@@ -200,30 +233,95 @@ def _estimator_of(known: Known, root: int) -> Estimator:
 
 def delayed_fit(prepared: Prepared) -> Delayed:
     """Give the fitted estimator as a Delayed."""
-    graph, known = build(prepared)
+    if any(step.refines for step in prepared.program.passes):
+        # how many readings there will be is not known beforehand, so that all of it is one task
+        graph = GraphBuilder(_token(prepared))
+        key = graph.add("fitted", _fit_in_task, graph.hold("fit", prepared))
+        return Delayed(key, graph.tasks)
+    graph, known = _build(prepared, range(len(prepared.program.passes)))
     key = graph.add("fitted", _estimator_of, TaskRef(known), prepared.program.walk.root)
     return Delayed(key, graph.tasks)
+
+
+def _fit_in_task(prepared: Prepared) -> Estimator:
+    return _estimator_of(_run_passes(prepared, None), prepared.program.walk.root)
+
+
+def _run_passes(prepared: Prepared, client: Client | None) -> Known:
+    """Run all passes: those whose number is known as one graph, the others reading after reading."""
+    passes = prepared.program.passes
+    known: Known | None = None
+    start = 0
+    while start < len(passes) or known is None:
+        if start < len(passes) and passes[start].refines:
+            known = known or finish_pass(prepared.program.at_once, Known(), None)
+            known = _run_refinements(prepared, start, known, client)
+            start += 1
+            continue
+        end = next((i for i in range(start, len(passes)) if passes[i].refines), len(passes))
+        graph, key = _build(prepared, range(start, end), known)
+        known = compute(Delayed(key, graph.tasks), client)
+        start = end
+    return known
+
+
+def _placed(inputs: list[Input], known: Known) -> list[Input]:
+    """Say where blocks of unknown length stand, once a pass has counted their rows."""
+    lengths = known.tallies[0].lengths if known.tallies else ()
+    if len(lengths) != len(inputs) or all(each.at is not None for each in inputs):
+        return inputs
+    firsts = accumulate(lengths, initial=0)
+    return [
+        replace(each, at=RowsAt(first, sum(lengths))) for each, first in zip(inputs, firsts, strict=False)
+    ]
+
+
+def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | None) -> Known:
+    """Read the blocks for the refining fits of a pass, as often as they ask."""
+    step = prepared.program.passes[i]
+    running = Refinements(step, known)
+    token = graph_token(_token(prepared), i)
+    kept: list[Any] = []
+    while asked := running.asked:
+        graph = GraphBuilder(graph_token(token, running.n_rounds))
+        name = f"pass{i + 1}-refine"
+        # what the fits started from stays here: the blocks need what is fitted
+        held = graph.hold("known", replace(known, starts={})).key
+        reading = replace(step, collects=asked)
+        inputs = _placed(add_inputs(graph, prepared.source, step.columns), known)
+        keys: list[Any] = []
+        if step.scratch and not kept:
+            keys = add_keep(graph, inputs, Keeper(step), held, name=name, folder=step.scratch)
+        if step.scratch:
+            inputs = kept_inputs(inputs, kept or list(map(TaskRef, keys)))
+        merged = add_scan(graph, inputs, Collector(reading), held, name=name, counted=False)
+        found, new = compute_keys(graph.tasks, merged, keys, client)
+        kept = kept or new
+        running.answer(states_of(found, "fit"), found.tally)
+    return running.finished()
 
 
 def run_fit(
     prepared: Prepared, listener: Callable[[dict[str, Any]], None], started: Callable[[Client | None], None]
 ) -> tuple[Estimator, tuple[Tally, ...]]:
     """Run a planned fit; give the fitted estimator, and what each pass read."""
-    graph, known_key = build(prepared)
     with running(prepared.place) as client, listening(listener, client):
         started(client)
-        known = compute(Delayed(known_key, graph.tasks), client)
+        known = _run_passes(prepared, client)
     _check_rows(prepared, known.tallies)
     return _estimator_of(known, prepared.program.walk.root), known.tallies
 
 
 def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
-    expected = prepared.source.n_rows
-    for step, tally in zip(prepared.plan.passes, tallies, strict=True):
-        if expected is None or tally.rows == expected * step.epochs:
+    lengths = prepared.source.rows
+    for number, (step, tally) in enumerate(zip(prepared.plan.passes, tallies, strict=True)):
+        times = step.epochs if tally.n_readings is None else tally.n_readings
+        chosen = lengths[prepared.program.passes[number].sampled]
+        expected = None if None in chosen else sum(n or 0 for n in chosen)
+        if expected is None or tally.rows == expected * times:
             continue
-        said = f"pass {step.number} read {tally.rows:,} rows of {expected * step.epochs:,}"
+        said = f"pass {step.number} read {tally.rows:,} rows of {expected * times:,}"
         if not prepared.source.may_skip:
             raise DpipeError(f"{said}. Files changed during the run, or a block was lost; run it again.")
         warnings.warn(f"{said}: what could not be read was left out.", stacklevel=3)

@@ -24,7 +24,7 @@ from dpipe.families.registry import Estimator
 from dpipe.monitor.events import Listener, listening
 from dpipe.monitor.record import CurveRecord
 from dpipe.monitor.session import make_workdir
-from dpipe.run import GraphBuilder, add_scan, graph_token, states_of
+from dpipe.run import GraphBuilder, add_inputs, add_scan, graph_token, states_of
 from dpipe.sizes import format_bytes, parse_bytes
 from dpipe.validate.curves import WALK_ROWS, ScoreRuns, calibration_curve, ranking, ranking_curves
 from dpipe.validate.metrics import METRICS, check_scoring, want_of
@@ -182,7 +182,13 @@ def score_source(
     folder = None if scratch is None else scratch / f"scores-{token}"
     collector = _Collector(tuple(collected), labels, None if folder is None else str(folder))
     graph = GraphBuilder(token)
-    key = add_scan(graph, source, columns, collector, graph.hold("score-model", fitted).key, name="score")
+    key = add_scan(
+        graph,
+        add_inputs(graph, source, columns),
+        collector,
+        graph.hold("score-model", fitted).key,
+        name="score",
+    )
     try:
         with running(place) as chosen, listening(listener, chosen):
             started(chosen)

@@ -4,12 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.covariance import OAS
+from sklearn.covariance import OAS, LedoitWolf
 from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_selection import SelectKBest, chi2, f_classif, f_regression, r_regression
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import Lasso, LinearRegression, RidgeClassifier, SGDClassifier, SGDRegressor
+from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
+    Lars,
+    Lasso,
+    LinearRegression,
+    RidgeClassifier,
+    SGDClassifier,
+    SGDRegressor,
+)
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB, MultinomialNB
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -67,18 +77,32 @@ CLASSIFYING = [
     CategoricalNB(),
     DummyClassifier(),
     GaussianNB(),
+    LinearDiscriminantAnalysis(),
+    LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto"),
     MultinomialNB(),
     NearestCentroid(),
+    QuadraticDiscriminantAnalysis(),
     RidgeClassifier(),
+    RidgeClassifier(class_weight="balanced"),
     SGDClassifier(),
     SelectKBest(chi2, k=1),
     SelectKBest(f_classif, k=1),
 ]
-REGRESSING = [Lasso(), LinearRegression(), SelectKBest(f_regression, k=1), SelectKBest(r_regression, k=1)]
+REGRESSING = [
+    ARDRegression(),
+    BayesianRidge(),
+    Lars(),
+    Lasso(),
+    LinearRegression(),
+    SelectKBest(f_regression, k=1),
+    SelectKBest(r_regression, k=1),
+]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("estimator", [*CLASSIFYING, *REGRESSING, PCA(1), TruncatedSVD(1), OAS()])
+@pytest.mark.parametrize(
+    "estimator", [*CLASSIFYING, *REGRESSING, PCA(1), TruncatedSVD(1), OAS(), LedoitWolf()]
+)
 def test_gaps_and_infinity_in_a_later_block_are_refused(estimator, value):
     matrix = np.tile(np.arange(10.0), (2, 1)).T
     matrix[7, 1] = value

@@ -2,17 +2,38 @@
 
 from tests.families.cases import (
     bayes,
+    cluster,
+    cross_validated,
     decompose,
+    discriminant,
     encode,
     impute,
     labels,
     linear,
+    objective,
+    quantile,
     scale,
     select,
     stateless,
     text,
 )
 
-_MODULES = (bayes, decompose, encode, impute, labels, linear, scale, select, stateless, text)
+_MODULES = (
+    bayes,
+    cluster,
+    cross_validated,
+    decompose,
+    discriminant,
+    encode,
+    impute,
+    labels,
+    linear,
+    objective,
+    quantile,
+    scale,
+    select,
+    stateless,
+    text,
+)
 TRANSFORMERS = tuple(maker for module in _MODULES for maker in module.TRANSFORMERS)
 PREDICTORS = tuple(maker for module in _MODULES for maker in module.PREDICTORS)

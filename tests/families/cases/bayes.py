@@ -48,6 +48,17 @@ def classifiers():
         yield from each(variants, (REGULAR[:4], FRAMES + ARRAYS), y=y, rtol=1e-7)
         yield from each(variants, (REGULAR[:4], ("frame", "array")), y=y, weighted=True, rtol=1e-7)
     yield Case(RidgeClassifier(tol=1e-12), REGULAR[:4], CSR, y="text", rtol=1e-6)
+    balanced = RidgeClassifier(class_weight="balanced", tol=1e-12)
+    variants = [balanced, RidgeClassifier(positive=True, tol=1e-10)]
+    for y, shares in (
+        ("label", {0: 2.0, 2: 0.5}),
+        ("text", {"no": 2.0, "yes": 0.5, "maybe": 3.0}),
+        ("flag", {True: 3.0}),
+    ):
+        chosen = [*variants, RidgeClassifier(class_weight=shares, fit_intercept=False)]
+        yield from each(chosen, (REGULAR[:4], ("frame", "array")), y=y, rtol=1e-5)
+        yield from each(chosen, (REGULAR[:4], ("frame", "array")), y=y, weighted=True, rtol=1e-5)
+    yield Case(balanced, REGULAR[:4], FRAMES + ARRAYS + CSR, y="text", rtol=1e-6)
     variants = [NearestCentroid(), NearestCentroid(shrink_threshold=0.1), NearestCentroid(priors="uniform")]
     yield from each(variants, (REGULAR, FRAMES + ARRAYS), (REGULAR, CSR[:1]), y="text", rtol=1e-7)
 

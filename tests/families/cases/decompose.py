@@ -1,6 +1,6 @@
 """Decompositions, covariances, weights of terms, varied."""
 
-from sklearn.covariance import OAS, EmpiricalCovariance, ShrunkCovariance
+from sklearn.covariance import OAS, EmpiricalCovariance, GraphicalLasso, LedoitWolf, ShrunkCovariance
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 
@@ -34,14 +34,32 @@ def weights_of_terms():
     )
 
 
+def align_gaps(ours, theirs):
+    """A dual gap is a difference of two objectives that are nearly equal: only its size means anything."""
+    for mine, other in zip(ours.costs_, theirs.costs_, strict=True):
+        assert abs(mine[1] - other[1]) <= 1e-9 * abs(other[0])
+    ours.costs_ = [(mine[0], other[1]) for mine, other in zip(ours.costs_, theirs.costs_, strict=True)]
+
+
 def covariances():
     variants = [
         EmpiricalCovariance(),
         EmpiricalCovariance(assume_centered=True, store_precision=False),
         ShrunkCovariance(shrinkage=0.3),
         OAS(),
+        LedoitWolf(),
+        LedoitWolf(assume_centered=True, block_size=2),
     ]
     yield from each(variants, (REGULAR, FRAMES + ARRAYS))
+    variants = [
+        GraphicalLasso(0.5),
+        GraphicalLasso(0.5, mode="lars"),
+        GraphicalLasso(50.0, assume_centered=True),
+    ]
+    yield from each(variants, (REGULAR, FRAMES + ARRAYS), rtol=1e-6, align=align_gaps)
+    yield Case(LedoitWolf(), ("plain", "offset"), ("frame", "array"))
+    yield Case(LedoitWolf(), ("plain",), ("frame", "array"))
+    yield Case(LedoitWolf(), ("single", "single_more"), ("frame", "array"), rtol=1e-3)
 
 
 TRANSFORMERS = (
