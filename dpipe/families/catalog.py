@@ -34,6 +34,7 @@ from dpipe.families import (
     select,
     stateless,
     svm,
+    target,
     text,
 )
 from dpipe.families.registry import registered

@@ -16,7 +16,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from dpipe.blocks.statistics import Nonzeros
 from dpipe.errors import InputError, UnsupportedEstimatorError
-from dpipe.families.expression import RAW, Columns, Expression, Output, Stack
+from dpipe.families.expression import RAW, Columns, Expression, InFolds, Output, Stack
 from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Unweighted, Way, Weighted, way_of
 
 
@@ -162,11 +162,40 @@ def _visit_pipeline(est: Pipeline, source: Expression, meta: Meta, name: str, fi
         if step is None or (isinstance(step, str) and step == "passthrough"):
             children.append(None)
             continue
+        value = _fitted_on(value, fits)
         child, value, shape = _visit(step, value, shape, f"{name} / {step_name}", fits)
         children.append(child)
     fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
     fits.append(fit)
     return fit.index, value, shape
+
+
+def _fitted_on(value: Expression, fits: list[Fit]) -> Expression:
+    """Give what the next step is fitted on, which of some transformers is not the output of `transform`."""
+    if isinstance(value, Stack):
+        return replace(value, parts=tuple(_fitted_on(part, fits) for part in value.parts))
+    if not isinstance(value, Output) or fits[value.fit].way.cross_fit is None:
+        return value
+    fit, ways = fits[value.fit], fits[value.fit].way.cross_fit
+    assert ways is not None
+    folds = replace(
+        fit,
+        index=len(fits),
+        name=f"{fit.name} (its folds)",
+        way=ways.folds,
+        wants=tuple((want, RAW) for want in ways.folds.wants(fit.estimator)),
+    )
+    in_folds = InFolds(fit.source, folds.index)
+    crossed = replace(
+        fit,
+        index=len(fits) + 1,
+        name=f"{fit.name} (cross-fitted)",
+        source=in_folds,
+        way=ways.crossed,
+        wants=tuple((want, in_folds) for want in ways.crossed.wants(fit.estimator)),
+    )
+    fits += [folds, crossed]
+    return Output(in_folds, crossed.index)
 
 
 def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:

@@ -133,6 +133,16 @@ class Rounds:
 
 
 @dataclass(frozen=True)
+class CrossFit:
+    """How what a transformer's `fit_transform` gives is computed: each row by what other folds have taught."""
+
+    folds: "Way"
+    """Finds what tells the fold of a row: `finish` gives an object with `of(y, at)`."""
+    crossed: "Way"
+    """Learns, and transforms, from pairs of a block and the folds of its rows."""
+
+
+@dataclass(frozen=True)
 class Way:
     """How the estimators of one class are fitted from blocks."""
 
@@ -151,6 +161,8 @@ class Way:
     needs_y: bool = False
     exact: str = "exact"
     """What "the same answer" means for it."""
+    cross_fit: CrossFit | None = None
+    """Where steps behind it are not fitted on what its `transform` gives: on what they are."""
     one_dimensional: bool = False
     """Whether its X is a series or an array of one dimension: of documents, records or labels."""
     of_labels: bool = False

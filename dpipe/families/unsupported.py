@@ -52,7 +52,6 @@ _BY_NAME: Mapping[str, Refusal] = {
     "RidgeClassifierCV": Refusal(
         "it would have to score each row by models that did not see it", "RidgeClassifier for each candidate"
     ),
-    "TargetEncoder": Refusal("", "OrdinalEncoder or OneHotEncoder"),
     **{
         f"{kind}{what}": Refusal(_OTHERS, "one fit for each of its estimators")
         for kind in ("Bagging", "Stacking", "Voting")

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import (
     TfidfVectorizer,
 )
 from sklearn.feature_selection import VarianceThreshold
-from sklearn.linear_model import Ridge, SGDRegressor
+from sklearn.linear_model import LogisticRegression, Ridge, SGDRegressor
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
@@ -24,6 +24,7 @@ from sklearn.preprocessing import (
     LabelEncoder,
     MaxAbsScaler,
     MultiLabelBinarizer,
+    RobustScaler,
     StandardScaler,
 )
 
@@ -233,3 +234,16 @@ def test_the_callers_vectorizer_is_not_changed():
     before = dict(vars(estimator))
     fit(estimator, in_blocks(DOCUMENTS))
     assert vars(estimator) == before
+
+
+def test_documents_beside_what_reads_often(tmp_path):
+    """Texts are never put into scratch."""
+    estimator = make_pipeline(
+        make_column_transformer((RobustScaler(), ["plain"]), (TfidfVectorizer(), "document")),
+        LogisticRegression(tol=1e-10),
+    )
+    frame = FRAME[["plain", "document"]]
+    expected = clone(estimator).fit(frame, FRAME["small"])
+    result = fit(estimator, parquet_blocks(FRAME[["plain", "document", "small"]], tmp_path), "small")
+    assert_same(result[0], expected[0])
+    np.testing.assert_allclose(result[-1].coef_, expected[-1].coef_, rtol=1e-4, atol=1e-6)
