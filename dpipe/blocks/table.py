@@ -51,10 +51,6 @@ class Categories:
         """Rows and columns."""
         return len(self.columns[0].codes), len(self.columns)
 
-    def take(self, rows: np.ndarray) -> "Categories":
-        """Take some rows, by position."""
-        return Categories(tuple(replace(column, codes=column.codes[rows]) for column in self.columns))
-
     def to_numpy(self) -> np.ndarray:
         """Give the values as one array of shape (n_rows, n_columns), of dtype object if any column is."""
         dtype = np.result_type(*(column.dtype for column in self.columns))

@@ -15,12 +15,10 @@ from dpipe.blocks.folds import DrawnFolds, Folds, KFolds, LabelPlaces, Stratifie
 from dpipe.blocks.table import Block, n_rows
 from dpipe.blocks.target_sums import (
     MISSING,
-    FoldSums,
     Kind,
     SumsByFold,
     SumsByValue,
     TargetSums,
-    joined,
     weighed,
 )
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -102,7 +100,8 @@ def _targets(fitted: Estimator, sums: TargetSums) -> list[_Targets]:
     found = []
     for values in encodings:
         tables = [
-            table if values is None else _of_labels(table, values, fitted, sums) for table in sums.tables
+            table[0] if values is None else _of_labels(table[0], values, fitted, sums)
+            for table in sums.tables
         ]
         count, mean, m2 = tables[-1][0]
         found.append(
@@ -151,8 +150,13 @@ def _encoding(table: np.ndarray, target: _Targets, smooth: Any) -> np.ndarray:
     return np.where(np.isnan(share), target.mean, share * mean + (1 - share) * target.mean)
 
 
+def _times(fitted: Estimator) -> int:
+    """Count the columns that each column becomes."""
+    return len(fitted.classes_) if fitted.target_type_ == "multiclass" else 1
+
+
 def _transform(fitted: Estimator, block: Block) -> np.ndarray:
-    times = len(fitted.classes_) if fitted.target_type_ == "multiclass" else 1
+    times = _times(fitted)
     parts = encoded(fitted, block, lambda table: np.split(table, table.shape[1] // times, axis=1))
     out = np.empty((n_rows(block), times * len(parts)))
     for j, (index, rows) in enumerate(parts):
@@ -230,43 +234,55 @@ def _wanted_by_fold(estimator: Estimator) -> tuple[Any, ...]:
 
 
 class CrossFitted:
-    """Encoders for the rows of each fold, fitted on all others."""
+    """What rows are encoded as that are fitted on: by the targets of all other folds."""
 
-    def __init__(self, encoders: Sequence[Estimator]) -> None:
-        self.encoders = tuple(encoders)
+    def __init__(self, fitted: Estimator, folds: Sequence[Estimator]) -> None:
+        times = _times(fitted)
+        unknown = np.ravel(folds[-1].target_mean_)  # that of the last fold, as scikit-learn leaves it
+        self.fitted = fitted
+        self.coder = copy(fitted)
+        """Encodes values as the places of their categories; -1 is unknown."""
+        self.coder.target_type_ = "continuous"
+        self.coder.encodings_ = [np.arange(len(found), dtype=np.float64) for found in fitted.categories_]
+        self.coder.target_mean_ = -1.0
+        self.tables = [
+            np.array(
+                [
+                    np.vstack([np.transpose(fold.encodings_[j * times : (j + 1) * times]), unknown])
+                    for fold in folds
+                ]
+            )
+            for j in range(len(fitted.categories_))
+        ]
+        """For each column an array of shape (n_folds, n_categories + 1, n_outputs)."""
 
     def transform(self, X: tuple[Block, np.ndarray]) -> np.ndarray:
-        """Transform a block, each row by the encoder of its fold."""
+        """Encode a block, each row as its fold has it."""
         block, folds = X
-        made = [_transform(encoder, block) for encoder in self.encoders]
-        out = made[0]
-        for i, values in enumerate(made):
-            out[folds == i] = values[folds == i]
+        times = _times(self.fitted)
+        out = np.empty((n_rows(block), times * len(self.tables)))
+        parts = encoded(self.coder, block, lambda table: list(table.T))
+        for j, (index, places) in enumerate(parts):
+            out[:, j * times : (j + 1) * times] = self.tables[j][folds, places.astype(np.intp)[index]]
         return out
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Name the columns of the output."""
-        names: np.ndarray = self.encoders[0].get_feature_names_out(input_features)
+        names: np.ndarray = self.fitted.get_feature_names_out(input_features)
         return names
 
 
 def _finish_crossed(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> CrossFitted:
-    sums: FoldSums = stats[0]
-    everything = joined(sums.folds)
-    assert everything is not None
-    fitted = _fitted(estimator, everything, meta)
-    encoders = []
-    for i in range(len(sums.folds)):
-        # joined, and never taken off the whole, so that nothing cancels
-        others = joined([*sums.folds[:i], *sums.folds[i + 1 :]])
-        if others is None:
-            raise InputError(f"TargetEncoder(cv={len(sums.folds)}): there are too few rows. Use fewer folds.")
-        encoder = copy(fitted)
-        _put_in(encoder, others)
-        encoders.append(encoder)
-    for encoder in encoders:
-        encoder.target_mean_ = encoders[-1].target_mean_  # of unknown values, as scikit-learn leaves it
-    return CrossFitted(encoders)
+    sums: TargetSums = stats[0]
+    fitted = _fitted(estimator, sums.of_folds(range(sums.n_folds)), meta)
+    folds = []
+    for i in range(sums.n_folds):
+        others = sums.of_folds([j for j in range(sums.n_folds) if j != i])
+        if not others.n_rows.sum():
+            raise InputError(f"TargetEncoder(cv={sums.n_folds}): there are too few rows. Use fewer folds.")
+        folds.append(copy(fitted))
+        _put_in(folds[-1], others)
+    return CrossFitted(fitted, folds)
 
 
 def _transform_crossed(crossed: CrossFitted, X: tuple[Block, np.ndarray]) -> np.ndarray:
