@@ -257,7 +257,9 @@ def _with_scratch(
 ) -> tuple[ProgramPass, _Scratch]:
     """Keep the transformed blocks on disk where that is cheaper than to decode and transform them again."""
     values = values_of(step)
-    if _readings(step, epochs)[1] <= 2 or not resources.scratch or not all(map(is_matrix, values)):
+    if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
+        return step, _NO_SCRATCH
+    if not all(map(is_matrix, values)):  # texts and records stay where they are
         return step, _NO_SCRATCH
     if shape.in_memory and all(isinstance(value, Raw) for value in values):
         return step, _NO_SCRATCH
