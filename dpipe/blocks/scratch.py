@@ -11,14 +11,16 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
 from dpipe.blocks.rows import Rows
+from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.table import Block, codes, numbers
 from dpipe.errors import DpipeError
 from dpipe.sizes import format_bytes
@@ -57,7 +59,7 @@ class _File:
         return tuple(starts)
 
     def _write(self, begin: int, array: np.ndarray) -> None:
-        data = array.reshape(-1).view(np.uint8)
+        data = array.reshape(-1, order=_order(array)).view(np.uint8)
         while len(data):
             written = os.pwrite(self._file.fileno(), data.data, begin)
             data, begin = data[written:], begin + written
@@ -88,6 +90,7 @@ class _Stored:
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    order: Literal["C", "F"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ class ScratchBlock:
     file: _File
     token: str
     values: Mapping[Any, tuple[_Stored, ...]]
-    """For each value its array, or the three arrays of a CSR matrix."""
-    shapes: Mapping[Any, tuple[int, int]]
+    """For each value the arrays that it is made of."""
+    makers: Mapping[Any, Callable[..., Block]]
+    """What makes each value of its arrays."""
     y: _Stored | None
     labels: np.ndarray | None
     """What the codes stand for that are kept in place of labels which are no numbers."""
@@ -116,64 +120,78 @@ class ScratchBlock:
         if not values:  # a block without rows
             return cls(_file_of(folder, token), token, {}, {}, None, None, None)
         y, labels = _target_numbers(rows.y)
-        matrices = {key: _plain(value) for key, value in values.items()}
-        arrays = [array for matrix in matrices.values() for array in _arrays(matrix)]
+        parts = {key: _taken_apart(value) for key, value in values.items()}
+        arrays = [array for own, _ in parts.values() for array in own]
         arrays += [np.ascontiguousarray(array) for array in (y, rows.w) if array is not None]
         file = _file_of(folder, token)
         stored = iter(
             [
-                _Stored(start, array.shape, array.dtype)
+                _Stored(start, array.shape, array.dtype, _order(array))
                 for start, array in zip(file.append(arrays), arrays, strict=True)
             ]
         )
-        kept = {key: tuple(next(stored) for _ in _arrays(matrix)) for key, matrix in matrices.items()}
-        shapes = {key: matrix.shape for key, matrix in matrices.items()}
+        kept = {key: tuple(next(stored) for _ in own) for key, (own, _) in parts.items()}
+        makers = {key: maker for key, (_, maker) in parts.items()}
         y_kept = None if y is None else next(stored)
-        return cls(file, token, kept, shapes, y_kept, labels, None if rows.w is None else next(stored))
+        return cls(file, token, kept, makers, y_kept, labels, None if rows.w is None else next(stored))
 
     def rows(self) -> Rows:
         """Map the block: arrays that are read from disk as they are used, and may be written to by the caller."""
         if not self.values:
             return Rows(np.empty((0, 0)), None, None, values={})
-        values = {key: self._matrix(key) for key in self.values}
+        values = {
+            key: self.makers[key](*(self._array(stored) for stored in own))
+            for key, own in self.values.items()
+        }
         y = None if self.y is None else self._array(self.y)
         if y is not None and self.labels is not None:
             y = self.labels[y]
         w = None if self.w is None else self._array(self.w)
         return Rows(next(iter(values.values())), y, w, values=values)
 
-    def _matrix(self, key: Any) -> Block:
-        arrays = [self._array(stored) for stored in self.values[key]]
-        if len(arrays) == 1:
-            return arrays[0]
-        matrix = sp.csr_matrix(tuple(arrays), shape=self.shapes[key], copy=False)
-        matrix.has_sorted_indices = True
-        return matrix
-
     def _array(self, stored: _Stored) -> np.ndarray:
         n = int(np.prod(stored.shape))
         if not n:
             return np.empty(stored.shape, dtype=stored.dtype)
         mapped, offset = self.file.view(stored.start, stored.start + n * stored.dtype.itemsize)
-        return np.frombuffer(mapped, stored.dtype, n, offset).reshape(stored.shape)
+        flat = np.frombuffer(mapped, stored.dtype, n, offset)
+        return flat.reshape(stored.shape, order=stored.order)
 
     def __reduce__(self) -> Any:
         rows = self.rows()
         return ScratchBlock.write, (self.file.folder, self.token, dict(rows.values or {}), rows)
 
 
-def _plain(value: Block) -> Any:
-    """Give a row-major array of floats, or CSR with sorted indices."""
+def _taken_apart(value: Block) -> tuple[list[np.ndarray], Callable[..., Block]]:
+    """Give the arrays that a value is made of, and what makes it of them again."""
+    if isinstance(value, SideBySide):
+        return [value.dense, value.codes], partial(_put_together, value.places, value.n_columns, value.sparse)
     matrix = numbers(value)
-    if sp.issparse(matrix):
-        matrix = matrix.tocsr()
-        matrix.sort_indices()
-        return matrix
-    return np.ascontiguousarray(matrix)
+    if not sp.issparse(matrix):
+        return [np.ascontiguousarray(matrix)], _as_it_is
+    matrix = matrix.tocsr()
+    matrix.sort_indices()
+    return [matrix.data, matrix.indices, matrix.indptr], partial(_csr, matrix.shape)
 
 
-def _arrays(matrix: Any) -> tuple[np.ndarray, ...]:
-    return (matrix.data, matrix.indices, matrix.indptr) if sp.issparse(matrix) else (matrix,)
+def _as_it_is(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _csr(shape: tuple[int, int], *arrays: np.ndarray) -> Any:
+    matrix = sp.csr_matrix(arrays, shape=shape, copy=False)
+    matrix.has_sorted_indices = True
+    return matrix
+
+
+def _put_together(
+    places: np.ndarray, n_columns: int, sparse: bool, dense: np.ndarray, codes: np.ndarray
+) -> SideBySide:
+    return SideBySide(dense, places, codes, n_columns, sparse)
+
+
+def _order(array: np.ndarray) -> Literal["C", "F"]:
+    return "C" if array.flags.c_contiguous else "F"
 
 
 def _target_numbers(y: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -192,16 +192,13 @@ def compute_keys(
     kept : list
         Futures if there is a client, else values; to be put into later graphs as they are.
     """
-    try:
-        with _short_collections():
-            if client is not None:
-                futures = client.get(tasks, [key, *kept], sync=False)
-                return futures[0].result(), list(futures[1:])
-            get = get_scheduler(scheduler=dask.config.get("scheduler", None) or "synchronous")
-            value, *values = get(tasks, [key, *kept])
-            return value, values
-    finally:
-        give_back()
+    with _short_collections():
+        if client is not None:
+            futures = client.get(tasks, [key, *kept], sync=False)
+            return futures[0].result(), list(futures[1:])
+        get = get_scheduler(scheduler=dask.config.get("scheduler", None) or "synchronous")
+        value, *values = get(tasks, [key, *kept])
+        return value, values
 
 
 @contextlib.contextmanager

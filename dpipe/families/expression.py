@@ -20,6 +20,7 @@ from dpipe.blocks.matrix import (
     to_matrix,
 )
 from dpipe.blocks.rows import Rows
+from dpipe.blocks.side_by_side import SideBySide, side_by_side
 from dpipe.blocks.table import Block, n_rows, one_column, select, take_rows
 from dpipe.families.registry import Fitted
 
@@ -127,7 +128,8 @@ def _evaluate(
     expression: Expression, rows: Rows, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     if isinstance(expression, Columns):
-        value = evaluate(expression.source, rows, fitted, memo)
+        source = evaluate(expression.source, rows, fitted, memo)
+        value = written_out(source) if isinstance(source, SideBySide) else source
         if expression.flat:
             return one_column(value, expression.positions[0])
         return select(value, expression.positions)
@@ -145,6 +147,18 @@ def _evaluate(
 def _is_sparse(stack: Stack, fitted: Mapping[int, Fitted], parts: Sequence[Block]) -> bool:
     # a FeatureUnion is sparse as soon as one part is; a ColumnTransformer decided when it was fitted
     return getattr(fitted[stack.fit].estimator, "sparse_output_", any(map(is_sparse, parts)))
+
+
+def evaluate_in_parts(
+    expression: Expression, rows: Rows, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
+) -> Block:
+    """Compute a value for those who only multiply with it: one-hot codes are not written out."""
+    if isinstance(expression, Stack) and expression not in memo:
+        parts = [evaluate(part, rows, fitted, memo) for part in expression.parts]
+        found = side_by_side(parts, sparse=_is_sparse(expression, fitted, parts))
+        if found is not None:
+            memo[expression] = found
+    return evaluate(expression, rows, fitted, memo)
 
 
 def evaluate_for_learner(
@@ -182,6 +196,8 @@ def _is_row_wise(expression: Expression, fitted: Mapping[int, Fitted]) -> bool:
 
 def written_out(value: Block) -> Block:
     """Write out one-hot codes; leave any other block as it is."""
+    if isinstance(value, SideBySide):
+        return value.written_out()
     return to_matrix(value) if isinstance(value, OneHot) else value
 
 

@@ -73,7 +73,7 @@ def _refine_glm(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refin
     penalty = Penalty(0.0, estimator.alpha * moments.weight, penalised)
     if estimator.solver != "lbfgs":
         refuse_many(estimator, n_parameters)
-    solver = lbfgs if estimator.solver == "lbfgs" else newton
+    solver = partial(lbfgs, in_parts=True) if estimator.solver == "lbfgs" else newton
     terms = partial(_ranged_terms, type(estimator).__name__, loss)
     solved: Solved = yield from solver(
         terms,

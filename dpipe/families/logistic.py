@@ -170,7 +170,7 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinemen
 
 def _solver(estimator: Estimator, n_parameters: int) -> Any:
     if estimator.solver == "lbfgs":
-        return partial(lbfgs, tol=estimator.tol)
+        return partial(lbfgs, tol=estimator.tol, in_parts=True)
     refuse_many(estimator, n_parameters)
     # the solvers that visit single rows measure their steps, not the slope: be on the safe side
     exact = estimator.solver in ("newton-cg", "newton-cholesky")

@@ -19,6 +19,7 @@ import scipy.linalg
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
+from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.table import Block, numbers
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.families.asking import Asking, asking
@@ -67,11 +68,13 @@ class Objective:
     the weights, the loss, its gradient and its Hessian. A function that can be pickled."""
     parameters: np.ndarray
     second: bool = False
+    in_parts: bool = False
+    """Whether `terms` only multiplies with X, so that one-hot codes need not be written out."""
     name: ClassVar[str] = "loss and gradient"
 
     def of(self, X: Block, y: np.ndarray, w: np.ndarray | None = None) -> Sums:
         """Read one block."""
-        matrix = numbers(X)
+        matrix = X if isinstance(X, SideBySide) else numbers(X)
         weights = None if w is None else np.asarray(w, dtype=np.float64)
         with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
             found = self.terms(matrix, y, weights, self.parameters, self.second)
@@ -82,7 +85,7 @@ class Objective:
             np.asarray(gradient, dtype=np.float64),
             None if hessian is None else np.asarray(hessian, dtype=np.float64),
             matrix.dtype,
-            not isinstance(matrix, np.ndarray),
+            matrix.sparse if isinstance(matrix, SideBySide) else not isinstance(matrix, np.ndarray),
         )
 
 
@@ -131,19 +134,20 @@ def lbfgs(
     max_iter: int,
     check: Check,
     mean: bool = True,
+    in_parts: bool = False,
     **options: Any,
 ) -> Asking:
     """Minimise by L-BFGS, with scikit-learn's settings; gives `Solved`.
 
     `check` refuses what the first evaluation shows of the data. Without `mean` the sum is minimised, with SciPy's
-    own settings; `options` go to `scipy.optimize.minimize`.
+    own settings; `in_parts` as for `Objective`; `options` go to `scipy.optimize.minimize`.
     """
 
     def solve(ask: Callable[..., Sequence[Any]]) -> Solved:
         last: list[Sums] = []
 
         def value(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-            (sums,) = ask(Objective(terms, parameters.copy()))
+            (sums,) = ask(Objective(terms, parameters.copy(), in_parts=in_parts))
             if not last:
                 check(sums)
             last[:] = [sums]

@@ -12,6 +12,7 @@ from sklearn import config_context
 
 from dpipe.blocks.matrix import RowOrder, learner_matrix
 from dpipe.blocks.rows import Rows, Tally
+from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
 from dpipe.families import gradient
@@ -24,6 +25,7 @@ from dpipe.families.expression import (
     Raw,
     evaluate,
     evaluate_for_learner,
+    evaluate_in_parts,
     narrowed,
     written_out,
 )
@@ -97,9 +99,12 @@ class Collector:
             if getattr(want, "of_y", False):
                 value = None
             else:
+                local = _local(expression, position_of)
                 with _arrays():
-                    local = _local(expression, position_of)
-                    value = written_out(evaluate(local, rows, known.fitted, memo))
+                    if getattr(want, "in_parts", False):
+                        value = evaluate_in_parts(local, rows, known.fitted, memo)
+                    else:
+                        value = written_out(evaluate(local, rows, known.fitted, memo))
             given = (value, rows.y, rows.w if isinstance(want, Weighted) else None)
             found.append(want.of(*given, rows.at) if getattr(want, "placed", False) else want.of(*given))
         return tuple(found)
@@ -134,11 +139,14 @@ class Keeper:
         """Compute each value that the fits of this pass read."""
         position_of = _positions(self.step)
         memo: dict[Any, Any] = {}
+        found = {}
         with _arrays():
-            return {
-                value: written_out(evaluate(_local(value, position_of), rows, known.fitted, memo))
-                for value in values_of(self.step)
-            }
+            for value in values_of(self.step):
+                made = evaluate_in_parts(_local(value, position_of), rows, known.fitted, memo)
+                # a learner takes rows as they are; who refines may multiply with parts
+                keeps_parts = self.step.learner is None and isinstance(made, SideBySide)
+                found[value] = made if keeps_parts else written_out(made)
+        return found
 
 
 def values_of(step: ProgramPass) -> tuple[Expression, ...]:

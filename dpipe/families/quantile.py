@@ -124,7 +124,8 @@ def _between(low: Any, high: Any, share: float) -> float:
     """Interpolate as numpy does: from the nearer end; a median is the mean of two values."""
     if np.isnan(share):
         return float(np.mean([low, high], dtype=low.dtype))
-    rise = high - low
+    with np.errstate(invalid="ignore"):  # infinity is refused when all is known
+        rise = high - low
     return float(high - rise * (1 - share) if share >= 0.5 else low + rise * share)
 
 

@@ -82,6 +82,11 @@ class Weighted:
         return getattr(self.want, "of_y", False)
 
     @property
+    def in_parts(self) -> bool:
+        """Whether it takes a value in parts."""
+        return getattr(self.want, "in_parts", False)
+
+    @property
     def placed(self) -> bool:
         """Whether it is also told where the block stands."""
         return getattr(self.want, "placed", False)

@@ -15,6 +15,7 @@ from dask.task_spec import TaskRef
 from distributed import Client
 from sklearn.base import is_regressor
 
+from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
 from dpipe.blocks.scratch import free_nbytes
 from dpipe.cluster.local import Place, compute, compute_keys, find_place, running, scratch_folder
@@ -281,22 +282,22 @@ def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | 
     step = prepared.program.passes[i]
     running = Refinements(step, known)
     token = graph_token(_token(prepared), i)
-    kept: list[Any] = []
+    name = f"pass{i + 1}-refine"
+    inputs: list[Input] = []
     while asked := running.asked:
         graph = GraphBuilder(graph_token(token, running.n_rounds))
-        name = f"pass{i + 1}-refine"
-        # what the fits started from stays here: the blocks need what is fitted
-        held = graph.hold("known", replace(known, starts={})).key
-        reading = replace(step, collects=asked)
-        inputs = _placed(add_inputs(graph, prepared.source, step.columns), known)
+        # what the fits started from stays here: blocks need what is fitted, and not even that once they are kept
+        held = graph.hold("known", Known() if inputs else replace(known, starts={})).key
+        reading = inputs or _placed(add_inputs(graph, prepared.source, step.columns), known)
         keys: list[Any] = []
-        if step.scratch and not kept:
-            keys = add_keep(graph, inputs, Keeper(step), held, name=name, folder=step.scratch)
-        if step.scratch:
-            inputs = kept_inputs(inputs, kept or list(map(TaskRef, keys)))
-        merged = add_scan(graph, inputs, Collector(reading), held, name=name, counted=False)
-        found, new = compute_keys(graph.tasks, merged, keys, client)
-        kept = kept or new
+        if step.scratch and not inputs:
+            keys = add_keep(graph, reading, Keeper(step), held, name=name, folder=step.scratch)
+            reading = kept_inputs(reading, list(map(TaskRef, keys)))
+        merged = add_scan(
+            graph, reading, Collector(replace(step, collects=asked)), held, name=name, counted=False
+        )
+        found, kept = compute_keys(graph.tasks, merged, keys, client)
+        inputs = inputs or (kept_inputs(reading, kept) if kept else [])
         running.answer(states_of(found, "fit"), found.tally)
     return running.finished()
 
@@ -307,7 +308,10 @@ def run_fit(
     """Run a planned fit; give the fitted estimator, and what each pass read."""
     with running(prepared.place) as client, listening(listener, client):
         started(client)
-        known = _run_passes(prepared, client)
+        try:
+            known = _run_passes(prepared, client)
+        finally:
+            give_back()
     _check_rows(prepared, known.tallies)
     return _estimator_of(known, prepared.program.walk.root), known.tallies
 

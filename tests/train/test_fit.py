@@ -111,10 +111,11 @@ def test_arrays_of_one_frame_are_read_once():
     assert sorted(reader.reads) == list(range(N_BLOCKS))
 
 
-def test_epochs_read_each_block_once_more():
+@pytest.mark.parametrize(("epochs", "readings"), [(1, 2), (2, 3), (3, 2), (7, 2)])
+def test_a_few_epochs_read_the_blocks_again_and_many_keep_them_in_scratch(epochs, readings):
     reader, X = counted()
-    fit(SGDClassifier(random_state=0), X[["a"]], X["y"], epochs=3)
-    assert sorted(reader.reads) == sorted(list(range(N_BLOCKS)) * 4)
+    fit(SGDClassifier(random_state=0), X[["a"]], X["y"], epochs=epochs)
+    assert sorted(reader.reads) == sorted(list(range(N_BLOCKS)) * readings)
 
 
 def test_an_intermediate_that_blocks_share_is_computed_once():
