@@ -15,9 +15,11 @@ from dpipe.families.expression import (
     RAW,
     Columns,
     Expression,
+    InFolds,
     Output,
     Raw,
     Stack,
+    is_matrix,
     needed_columns,
     needed_fits,
 )
@@ -257,6 +259,8 @@ def _with_scratch(
     values = values_of(step)
     if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
         return step, _NO_SCRATCH
+    if not all(map(is_matrix, values)):  # texts and records stay where they are
+        return step, _NO_SCRATCH
     if shape.in_memory and all(isinstance(value, Raw) for value in values):
         return step, _NO_SCRATCH
     rows, nbytes = shape.n_rows, None
@@ -359,6 +363,8 @@ def _describe(expression: Expression, walk: Walk, shape: DataShape) -> str:
         if len(expression.positions) > 3 or not isinstance(expression.source, Raw):
             return f"{len(expression.positions)} columns of {_describe(expression.source, walk, shape)}"
         return ", ".join(shape.names[j] for j in expression.positions)
+    if isinstance(expression, InFolds):
+        return f"folds of {_describe(expression.source, walk, shape)}"
     if isinstance(expression, Output):
         return f"the output of {walk.fits[expression.fit].name.split(' / ')[-1]}"
     return f"the output of {walk.fits[expression.fit].name.split(' / ')[-1]}"

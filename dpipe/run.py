@@ -108,7 +108,16 @@ def add_keep(
     held = graph.hold(f"{name}-keep", keep)
     return [
         graph.add_block(
-            f"{name}-keep", i, _keep_block, each.load, each.needs, held, TaskRef(known), folder, graph.token
+            f"{name}-keep",
+            i,
+            _keep_block,
+            each.load,
+            each.needs,
+            each.at,
+            held,
+            TaskRef(known),
+            folder,
+            graph.token,
         )
         for i, each in enumerate(inputs)
     ]
@@ -122,6 +131,7 @@ def kept_inputs(inputs: Sequence[Input], kept: Sequence[Any]) -> list[Input]:
 def _keep_block(
     load: Load,
     inputs: Sequence[Any],
+    at: RowsAt | None,
     keep: Callable[..., dict[Any, Any]],
     known: Any,
     folder: str,
@@ -129,7 +139,7 @@ def _keep_block(
     gate: Any = None,
 ) -> ScratchBlock:
     keep_freed()
-    rows = load(dict(zip(load.needs, inputs, strict=True)))
+    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     size = nbytes(rows.X)
     kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows)
     del rows
@@ -282,10 +292,10 @@ def add_stream(
     for position in range(total):
         epoch, i = divmod(position, len(inputs))
         gate = TaskRef(steps[position - window]) if position >= window else None
-        load, needs = inputs[i].load, inputs[i].needs
+        load, needs, at = inputs[i].load, inputs[i].needs, inputs[i].at
         if keeping is not None:
             if epoch == 0:
-                arguments = load, needs, keeping, TaskRef(known), folder, graph.token, gate
+                arguments = load, needs, at, keeping, TaskRef(known), folder, graph.token, gate
                 kept.append(graph.add_block(f"{name}-keep", i, _keep_block, *arguments))
             load, needs = ScratchLoad(), List(TaskRef(kept[i]))
         extra = given[i] if given else None
@@ -296,6 +306,7 @@ def add_stream(
             _prepare_block,
             load,
             needs,
+            at,
             held,
             TaskRef(known),
             found,
@@ -324,6 +335,7 @@ def _start(start: Callable[[Any], Any], known: Any) -> tuple[Any, Tally]:
 def _prepare_block(
     load: Load,
     inputs: Sequence[Any],
+    at: RowsAt | None,
     prepare: Callable[..., Rows],
     known: Any,
     given: Any,
@@ -332,7 +344,7 @@ def _prepare_block(
 ) -> tuple[Rows | None, Tally]:
     started = time.time()
     keep_freed()
-    rows = load(dict(zip(load.needs, inputs, strict=True)))
+    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     prepared = prepare(rows, known, position, given) if n_rows(rows.X) else None
     tally = Tally.of(rows, started)
     del rows

@@ -57,6 +57,31 @@ def awkward_frame(n=N_ROWS, seed=0):
     return frame
 
 
+@functools.lru_cache
+def columns_of_one_dimension(n=N_ROWS, seed=1):
+    """A frame with columns of documents, records, sets of labels and labels."""
+    rng = np.random.default_rng(seed)
+    words = np.array(["apple", "Banana", "cherry", "date", "Élan", "fig", "the", "and", "x1", "two-three"])
+
+    def some():
+        return rng.choice(words, rng.integers(0, 7)).tolist()
+
+    def record():
+        return {"colour": str(rng.choice(words)), "size": float(rng.random()), "also": some()[:2]}
+
+    records = [{k: v for k, v in record().items() if rng.random() < 0.7} for _ in range(n)]
+    columns = {
+        "document": [" ".join(some()) for _ in range(n)],
+        "tokens": [some() for _ in range(n)],
+        "pairs": [[(word, i + 1.0) for i, word in enumerate(some())] for _ in range(n)],
+        "record": records,
+        "plain_record": [{k: v for k, v in found.items() if k != "also"} for found in records],
+        "numbers": [rng.integers(0, 9, rng.integers(0, 4)).tolist() for _ in range(n)],
+    }
+    frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    return frame.astype({"document": "str"})
+
+
 def in_blocks(frame, sizes=UNEVEN):
     """A Dask frame whose partitions have the given numbers of rows, with unknown divisions."""
     ends = np.cumsum(sizes)

@@ -95,6 +95,12 @@ def select(block: Block, columns: Sequence[int]) -> Block:
     return block[:, list(columns)]
 
 
+def one_column(block: Block, j: int = 0) -> pd.Series | np.ndarray:
+    """Take column `j` of a block as a series, or an array of one dimension."""
+    chosen = to_pandas(select(block, [j]))
+    return chosen.iloc[:, 0] if isinstance(chosen, pd.DataFrame) else chosen[:, 0]
+
+
 def take_rows(block: Block, rows: slice) -> Block:
     """Take a range of rows of a block, without a copy where it can be done."""
     if isinstance(block, pa.Table):

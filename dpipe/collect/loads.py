@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,11 @@ def as_block(X: Any) -> Any:
     if sp.issparse(X):
         return X.tocsr()
     return X.reshape(-1, 1) if isinstance(X, np.ndarray) and X.ndim == 1 else X
+
+
+def as_objects(values: Iterable[Any]) -> np.ndarray:
+    """Give any values as an array of one dimension, lists and records as they are."""
+    return np.fromiter(values, dtype=object)
 
 
 def _pack(*parts: Any) -> tuple[Any, ...]:

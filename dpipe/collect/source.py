@@ -7,11 +7,12 @@ sizes without computing, and gives for each block a `Load`, whatever graph the c
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import dask.array as da
+import dask.bag as db
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -22,7 +23,16 @@ from dask.dataframe.dask_expr.io.io import FromMapProjectable
 from dpipe.blocks.rows import Rows, RowsAt, as_target, checked
 from dpipe.blocks.table import nbytes as block_nbytes
 from dpipe.blocks.table import plain_strings
-from dpipe.collect.loads import Graph, HeldLoad, Load, ReadLoad, array_loads, as_block, frame_loads
+from dpipe.collect.loads import (
+    Graph,
+    HeldLoad,
+    Load,
+    ReadLoad,
+    array_loads,
+    as_block,
+    as_objects,
+    frame_loads,
+)
 from dpipe.collect.parquet import BlockSpec, ParquetReader, row_nbytes
 from dpipe.errors import BlockMismatchError, InputError
 
@@ -48,6 +58,8 @@ class Source:
     """Decoded bytes of a row of those files: functions in between may read all of it."""
     may_skip: bool = False
     """Whether blocks that cannot be read are left out, as the caller asked."""
+    one_dimensional: bool = False
+    """Whether X was given as a series, a list or an array of one dimension; its blocks have one column."""
     decoded: str = "pandas"
     """What a block is decoded to: "arrow", "pandas", "numpy" or "memory"."""
 
@@ -114,7 +126,8 @@ def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:
     Parameters
     ----------
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
-        Of shape (n_samples, n_features); arrays in any chunks, with known or unknown row counts.
+        Of shape (n_samples, n_features); arrays in any chunks, with known or unknown row counts. What takes
+        documents, records or labels is given one dimension: a series, an array, a list or a Dask bag.
     y, sample_weight : series, array, or str, optional
         Of the same blocks as X; a str is the name of a column of X, which is then taken out of X.
 
@@ -127,20 +140,40 @@ def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:
     """
     X, y = _column_of(X, y, "y")
     X, w = _column_of(X, sample_weight, "sample_weight")
-    if isinstance(X, dd.Series):
-        X = X.to_frame()
+    if isinstance(X, list | db.Bag) or getattr(X, "ndim", 2) == 1:
+        source = _opened(_two_dimensional(X), y, w)
+        # NumPy would take a list of texts for an array of texts, which takes far more memory
+        texts = isinstance(X, list) and all(isinstance(value, str) for value in X)
+        return replace(source, one_dimensional=True, dtype=np.dtype(str) if texts else source.dtype)
+    return _opened(X, y, w)
+
+
+def _opened(X: Any, y: Any, w: Any) -> Source:
     if isinstance(X, dd.DataFrame):
         return _open_frame(X, _as_frame_like(y, "y"), _as_frame_like(w, "sample_weight"))
     if isinstance(X, da.Array):
         return _open_array(X, _as_array_like(y), _as_array_like(w))
-    if isinstance(X, pd.Series):
-        X = X.to_frame()
     if isinstance(X, pd.DataFrame | np.ndarray) or sp.issparse(X):
         return _open_memory(X, y, w)
     raise InputError(
         f"X is a {type(X).__module__}.{type(X).__name__}; it must be a Dask DataFrame or Array, a pandas "
         "DataFrame or a NumPy array. Read files with dpipe.read_parquet or dpipe.read_csv."
     )
+
+
+def _two_dimensional(X: Any) -> Any:
+    """Give a series, an array of one dimension, a list or a bag as one column."""
+    if isinstance(X, dd.Series | pd.Series):
+        return X.to_frame()
+    if isinstance(X, db.Bag):
+        held = X.map_partitions(as_objects)
+        chunks = ((math.nan,) * X.npartitions,)
+        X = da.Array(held.__dask_graph__(), held.name, chunks, dtype=object)
+    if isinstance(X, list):
+        numbers = all(isinstance(value, bool | int | float) for value in X)
+        X = np.asarray(X) if numbers else as_objects(X)
+    known = isinstance(X, np.ndarray | da.Array) and not math.isnan(X.shape[0])
+    return X.reshape(-1, 1) if known else X[:, None] if isinstance(X, da.Array) else X
 
 
 def _column_of(X: Any, name: Any, role: str) -> tuple[Any, Any]:
@@ -236,8 +269,6 @@ def _pandas_width(dtype: Any) -> int:
 
 
 def _open_array(X: da.Array, y: Any, w: Any) -> Source:
-    if X.ndim == 1:
-        X = X.reshape(-1, 1) if not math.isnan(X.shape[0]) else X[:, None]
     if X.ndim != 2:
         raise InputError(f"X has {X.ndim} dimensions; it must have 2: rows and columns. Reshape it first.")
     if X.numblocks[1] > 1:
@@ -267,7 +298,6 @@ def _few(chunks: Sequence[Any]) -> str:
 
 
 def _open_memory(X: Any, y: Any, w: Any) -> Source:
-    X = X.reshape(-1, 1) if X.ndim == 1 else X
     if X.ndim != 2:
         raise InputError(f"X has {X.ndim} dimensions; it must have 2: rows and columns. Reshape it first.")
     if isinstance(X, pd.DataFrame):
@@ -320,8 +350,11 @@ def _projection(part: Any) -> _Projection | None:
         return None
     expression = part.expr.optimize(fuse=False)
     columns = tuple(expression.columns)
-    # a projection keeps names, and the conversion of object strings finds none to convert
-    while type(expression).__name__ in ("ArrowStringConversion", "Projection"):
+    # a projection keeps names, a series keeps its own as a frame, and the conversion of object strings
+    # finds none to convert
+    while type(expression).__name__ in ("ArrowStringConversion", "Projection") or (
+        type(expression).__name__ == "ToFrame" and expression.columns == expression.frame.columns
+    ):
         expression = expression.frame
     if not isinstance(expression, FromMapProjectable):
         return None

@@ -185,7 +185,7 @@ def _made_up(fitted: Estimator, X: Any) -> Any:
     """Make up some rows; where the estimator knows the categories of a column, one of those."""
     if not isinstance(X, pd.DataFrame):
         return np.zeros((1, X.shape[1]), dtype=X.dtype)
-    rows = meta_nonempty(X)
+    rows = meta_nonempty(X).iloc[:1]  # the next one holds missing values
     known = known_categories(fitted, list(X.columns))
     for name, value in known.items():
         if name in rows and not isinstance(rows[name].dtype, pd.CategoricalDtype):

@@ -8,13 +8,15 @@ import numpy as np
 from dask.dataframe.utils import meta_nonempty
 from sklearn.base import BaseEstimator, clone
 from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction import FeatureHasher
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import has_fit_parameter
 
 from dpipe.blocks.statistics import Nonzeros
 from dpipe.errors import InputError, UnsupportedEstimatorError
-from dpipe.families.expression import RAW, Columns, Expression, Output, Stack
+from dpipe.families.expression import RAW, Columns, Expression, InFolds, Output, Stack
 from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Unweighted, Way, Weighted, way_of
 
 
@@ -113,10 +115,44 @@ def _visit(est: Estimator, source: Expression, meta: Meta, name: str, fits: list
     if isinstance(est, FeatureUnion):
         return _visit_union(est, source, meta, name, fits)
     way = way_of(est)
+    if way.of_labels and " / " in name:
+        raise InputError(
+            f"{name}: {type(est).__name__} takes labels, and no place in a pipeline. Use an OrdinalEncoder or a "
+            "OneHotEncoder for a column of X; labels that are given as y need no encoding."
+        )
+    source = _in_its_dimensions(way, source, meta, name)
     wants = tuple((want, source) for want in way.wants(est))
     fit = Fit(len(fits), name, est, source, meta, way, wants=wants)
     fits.append(fit)
     return fit.index, Output(source, fit.index), way.output(est, meta)
+
+
+def _in_its_dimensions(way: Way, source: Expression, meta: Meta, name: str) -> Expression:
+    """Give an estimator its X as one column or as a table, whichever it takes."""
+    flat = isinstance(source, Columns) and source.flat
+    if way.one_dimensional and not flat:
+        if meta.one_dimensional:
+            return Columns(source, (0,), flat=True)
+        raise InputError(
+            f"{name} takes one column, of one dimension, but is given a table. Pass a series, as X['review'], or "
+            "name the column without a list in a ColumnTransformer: (transformer, 'review')."
+        )
+    if flat and not way.one_dimensional:
+        raise InputError(
+            f"{name}: a column that is named without a list is a series, but columns are needed. Write "
+            f"{_listed(source, meta)}."
+        )
+    if meta.one_dimensional and meta.frame is None and meta.dtype.kind in "OSU" and not way.one_dimensional:
+        raise InputError(
+            f"{name} takes a table, but X is one column of texts, lists or records; it must be a Dask DataFrame or "
+            "Array, a pandas DataFrame or a NumPy array of two dimensions."
+        )
+    return source
+
+
+def _listed(source: Expression, meta: Meta) -> str:
+    name = meta.frame.columns[0] if meta.frame is not None else getattr(source, "positions", (0,))[0]
+    return f"[{name!r}]"
 
 
 def _visit_pipeline(est: Pipeline, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:
@@ -126,11 +162,40 @@ def _visit_pipeline(est: Pipeline, source: Expression, meta: Meta, name: str, fi
         if step is None or (isinstance(step, str) and step == "passthrough"):
             children.append(None)
             continue
+        value = _fitted_on(value, fits)
         child, value, shape = _visit(step, value, shape, f"{name} / {step_name}", fits)
         children.append(child)
     fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
     fits.append(fit)
     return fit.index, value, shape
+
+
+def _fitted_on(value: Expression, fits: list[Fit]) -> Expression:
+    """Give what the next step is fitted on, which of some transformers is not the output of `transform`."""
+    if isinstance(value, Stack):
+        return replace(value, parts=tuple(_fitted_on(part, fits) for part in value.parts))
+    if not isinstance(value, Output) or fits[value.fit].way.cross_fit is None:
+        return value
+    fit, ways = fits[value.fit], fits[value.fit].way.cross_fit
+    assert ways is not None
+    folds = replace(
+        fit,
+        index=len(fits),
+        name=f"{fit.name} (its folds)",
+        way=ways.folds,
+        wants=tuple((want, RAW) for want in ways.folds.wants(fit.estimator)),
+    )
+    in_folds = InFolds(fit.source, folds.index)
+    crossed = replace(
+        fit,
+        index=len(fits) + 1,
+        name=f"{fit.name} (cross-fitted)",
+        source=in_folds,
+        way=ways.crossed,
+        wants=tuple((want, in_folds) for want in ways.crossed.wants(fit.estimator)),
+    )
+    fits += [folds, crossed]
+    return Output(in_folds, crossed.index)
 
 
 def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:
@@ -167,12 +232,16 @@ def _visit_columns(
         raise UnsupportedEstimatorError(
             "ColumnTransformer(transformer_weights=...) is not supported. Use None."
         )
-    chosen = [(n, part, _selected(c, meta, f"{name} / {n}")) for n, part, c in est.transformers]
-    taken = {j for _, _, positions in chosen for j in positions}
-    rest = tuple(j for j in range(_width(meta, name)) if j not in taken)
+    _in_its_dimensions(_COMPOSITE, source, meta, name)
+    chosen = [
+        (n, part, Columns(source, resolve_columns(c, meta, f"{name} / {n}"), flat=_is_one(c)))
+        for n, part, c in est.transformers
+    ]
+    taken = {j for _, _, columns in chosen for j in columns.positions}
+    rest = Columns(source, tuple(j for j in range(_width(meta, name)) if j not in taken))
     parts = [
-        _visit_part(part, source, meta, positions, f"{name} / {n}", fits)
-        for n, part, positions in [*chosen, ("remainder", est.remainder, rest)]
+        _visit_part(part, columns, meta, f"{name} / {n}", fits)
+        for n, part, columns in [*chosen, ("remainder", est.remainder, rest)]
     ]
     sparse = tuple(j for j, part in enumerate(parts) if part.shape.sparse)
     fit = Fit(
@@ -203,15 +272,15 @@ class _Part(NamedTuple):
     shape: Meta
 
 
-def _visit_part(
-    part: Any, source: Expression, meta: Meta, positions: tuple[int, ...], name: str, fits: list[Fit]
-) -> _Part:
-    if not positions or (isinstance(part, str) and part == "drop"):
+def _visit_part(part: Any, columns: Columns, meta: Meta, name: str, fits: list[Fit]) -> _Part:
+    if not columns.positions or (isinstance(part, str) and part == "drop"):
         return _Part(None, None, Meta(n_columns=0))
-    value, shape = Columns(source, positions), _columns_of(meta, positions)
+    shape = _columns_of(meta, columns.positions)
     if isinstance(part, str):
-        return _Part(None, value, shape)
-    return _Part(*_visit(part, value, shape, name, fits))
+        if columns.flat:
+            raise InputError(f"{name}: a series cannot be passed through. Put its name into a list.")
+        return _Part(None, columns, shape)
+    return _Part(*_visit(part, columns, shape, name, fits))
 
 
 def _width(meta: Meta, name: str) -> int:
@@ -229,12 +298,9 @@ def _columns_of(meta: Meta, positions: tuple[int, ...]) -> Meta:
     return Meta(n_columns=len(positions), dtype=meta.dtype, sparse=meta.sparse)
 
 
-def _selected(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
-    if isinstance(columns, str | int | np.integer) and not isinstance(columns, bool):
-        raise InputError(
-            f"{where}: {columns!r} selects a series, but columns are needed. Write [{columns!r}]."
-        )
-    return resolve_columns(columns, meta, where)
+def _is_one(columns: Any) -> bool:
+    """Tell whether a selector names a column without a list, which selects a series."""
+    return isinstance(columns, str | int | np.integer) and not isinstance(columns, bool)
 
 
 def resolve_columns(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
@@ -255,9 +321,7 @@ def resolve_columns(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
     width = _width(meta, where)
     if isinstance(columns, slice):
         return _resolve_slice(columns, meta, where)
-    if isinstance(columns, str | int | np.integer) and not isinstance(columns, bool):
-        columns = [columns]
-    columns = list(columns)
+    columns = [columns] if _is_one(columns) else list(columns)
     if columns and all(isinstance(column, bool | np.bool_) for column in columns):
         if len(columns) != width:
             raise InputError(f"{where}: the mask has {len(columns)} entries, but X has {width} columns.")
@@ -377,6 +441,12 @@ def _made_up_row(meta: Meta) -> Any:
 
 def n_outputs(fitted: Estimator) -> int:
     """Count the output columns of a fitted transformer."""
+    if isinstance(fitted, HashingVectorizer | FeatureHasher):
+        return int(fitted.n_features)
+    if isinstance(fitted, FeatureUnion) and not any(
+        isinstance(part, str) for _, part in fitted.transformer_list
+    ):
+        return sum(n_outputs(part) for _, part in fitted.transformer_list)
     if isinstance(fitted, Pipeline):
         last = next((step for _, step in reversed(fitted.steps) if hasattr(step, "transform")), None)
         return n_outputs(last)

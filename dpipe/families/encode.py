@@ -89,7 +89,7 @@ def _lookups_of(fitted: Estimator, dtypes: Sequence[np.dtype[Any]]) -> list[_Loo
     return by_types.setdefault(tuple(map(str, dtypes)), [_Lookup(found) for found in fitted.categories_])
 
 
-def _encoded(
+def encoded(
     fitted: Estimator, block: Block, read: Callable[[np.ndarray], list[np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Encode the distinct values of each column of a block: codes into them, and what each becomes.
@@ -152,9 +152,9 @@ def _transform_one_hot(fitted: Estimator, block: Block) -> OneHot:
             for part in parts
         ]
 
-    encoded = _encoded(fitted, block, read)
-    out = np.empty((n_rows(block), len(encoded)), dtype=np.int32, order="F")
-    for j, (index, rows) in enumerate(encoded):
+    columns = encoded(fitted, block, read)
+    out = np.empty((n_rows(block), len(columns)), dtype=np.int32, order="F")
+    for j, (index, rows) in enumerate(columns):
         if len(index):
             np.take(rows.astype(np.int32), index, out=out[:, j], mode="wrap")  # -1 is the last: missing
     return OneHot(out, widths, np.dtype(fitted.dtype), fitted.sparse_output)
@@ -171,9 +171,9 @@ def _output_widths(fitted: Estimator) -> list[int]:
 
 
 def _transform_ordinal(fitted: Estimator, block: Block) -> np.ndarray:
-    encoded = _encoded(fitted, block, lambda table: list(table.T))
-    out = np.empty((n_rows(block), len(encoded)), dtype=np.dtype(fitted.dtype), order="F")
-    for j, (index, rows) in enumerate(encoded):
+    columns = encoded(fitted, block, lambda table: list(table.T))
+    out = np.empty((n_rows(block), len(columns)), dtype=np.dtype(fitted.dtype), order="F")
+    for j, (index, rows) in enumerate(columns):
         if len(index):
             out[:, j] = rows.astype(out.dtype)[index]
     return out

@@ -4,7 +4,7 @@ Frozen and hashable, so that two fits on the same input share its computation.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import scipy.sparse as sp
@@ -19,8 +19,9 @@ from dpipe.blocks.matrix import (
     stack_rows,
     to_matrix,
 )
+from dpipe.blocks.rows import Rows
 from dpipe.blocks.side_by_side import SideBySide, side_by_side
-from dpipe.blocks.table import Block, n_rows, select, take_rows
+from dpipe.blocks.table import Block, n_rows, one_column, select, take_rows
 from dpipe.families.registry import Fitted
 
 
@@ -35,6 +36,8 @@ class Columns:
 
     source: "Expression"
     positions: tuple[int, ...]
+    flat: bool = False
+    """Whether it is one column, as a series or an array of one dimension."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,16 @@ class Stack:
     fit: int
 
 
-Expression = Raw | Columns | Output | Stack
+@dataclass(frozen=True)
+class InFolds:
+    """A value, and the fold of each of its rows: a pair."""
+
+    source: "Expression"
+    fit: int
+    """The fit that has found the folds."""
+
+
+Expression = Raw | Columns | Output | Stack | InFolds
 RAW = Raw()
 
 
@@ -64,7 +76,7 @@ def needed_fits(expression: Expression) -> frozenset[int]:
         return frozenset()
     if isinstance(expression, Columns):
         return needed_fits(expression.source)
-    if isinstance(expression, Output):
+    if isinstance(expression, Output | InFolds):
         return needed_fits(expression.source) | {expression.fit}
     return frozenset({expression.fit}).union(*map(needed_fits, expression.parts))
 
@@ -75,7 +87,7 @@ def needed_columns(expression: Expression) -> frozenset[int] | None:
         return None
     if isinstance(expression, Columns) and isinstance(expression.source, Raw):
         return frozenset(expression.positions)
-    if isinstance(expression, Columns | Output):
+    if isinstance(expression, Columns | Output | InFolds):
         return needed_columns(expression.source)
     parts = [needed_columns(part) for part in expression.parts]
     if any(part is None for part in parts):
@@ -87,37 +99,48 @@ def narrowed(expression: Expression, position_of: Mapping[int, int]) -> Expressi
     """Rewrite an expression for a block of which only some raw columns were read."""
     if isinstance(expression, Columns):
         if isinstance(expression.source, Raw):
-            return Columns(RAW, tuple(position_of[j] for j in expression.positions))
-        return Columns(narrowed(expression.source, position_of), expression.positions)
-    if isinstance(expression, Output):
-        return Output(narrowed(expression.source, position_of), expression.fit)
+            return replace(expression, positions=tuple(position_of[j] for j in expression.positions))
+        return replace(expression, source=narrowed(expression.source, position_of))
+    if isinstance(expression, Output | InFolds):
+        return replace(expression, source=narrowed(expression.source, position_of))
     if isinstance(expression, Stack):
         return Stack(tuple(narrowed(part, position_of) for part in expression.parts), expression.fit)
     return expression
 
 
+def is_matrix(expression: Expression) -> bool:
+    """Tell whether a value has rows and columns: not one dimension, and no folds beside it."""
+    return not (isinstance(expression, InFolds) or (isinstance(expression, Columns) and expression.flat))
+
+
 def evaluate(
-    expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
+    expression: Expression, rows: Rows, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     """Compute an expression on one block; equal parts are computed once."""
     if isinstance(expression, Raw) and expression not in memo:
-        return block
+        return rows.X
     if expression not in memo:
-        memo[expression] = _evaluate(expression, block, fitted, memo)
+        memo[expression] = _evaluate(expression, rows, fitted, memo)
     return memo[expression]
 
 
 def _evaluate(
-    expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
+    expression: Expression, rows: Rows, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     if isinstance(expression, Columns):
-        source = evaluate(expression.source, block, fitted, memo)
-        return select(written_out(source) if isinstance(source, SideBySide) else source, expression.positions)
+        source = evaluate(expression.source, rows, fitted, memo)
+        value = written_out(source) if isinstance(source, SideBySide) else source
+        if expression.flat:
+            return one_column(value, expression.positions[0])
+        return select(value, expression.positions)
     if isinstance(expression, Output):
-        value = evaluate(expression.source, block, fitted, memo)
+        value = evaluate(expression.source, rows, fitted, memo)
         return apply(fitted[expression.fit], value)
+    if isinstance(expression, InFolds):
+        value = evaluate(expression.source, rows, fitted, memo)
+        return written_out(value), fitted[expression.fit].estimator.of(rows.y, rows.at)
     assert isinstance(expression, Stack)
-    parts = [evaluate(part, block, fitted, memo) for part in expression.parts]
+    parts = [evaluate(part, rows, fitted, memo) for part in expression.parts]
     return hstack(parts, sparse=_is_sparse(expression, fitted, parts))
 
 
@@ -127,35 +150,39 @@ def _is_sparse(stack: Stack, fitted: Mapping[int, Fitted], parts: Sequence[Block
 
 
 def evaluate_in_parts(
-    expression: Expression, block: Block, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
+    expression: Expression, rows: Rows, fitted: Mapping[int, Fitted], memo: dict[Any, Block]
 ) -> Block:
     """Compute a value for those who only multiply with it: one-hot codes are not written out."""
     if isinstance(expression, Stack) and expression not in memo:
-        parts = [evaluate(part, block, fitted, memo) for part in expression.parts]
+        parts = [evaluate(part, rows, fitted, memo) for part in expression.parts]
         found = side_by_side(parts, sparse=_is_sparse(expression, fitted, parts))
         if found is not None:
             memo[expression] = found
-    return evaluate(expression, block, fitted, memo)
+    return evaluate(expression, rows, fitted, memo)
 
 
 def evaluate_for_learner(
-    expression: Expression, block: Block, fitted: Mapping[int, Fitted], order: RowOrder | None
+    expression: Expression, rows: Rows, fitted: Mapping[int, Fitted], order: RowOrder | None
 ) -> Block:
     """Compute what an ordered learner is given: a row-major array or CSR, its rows in a given order."""
     if not isinstance(expression, Stack):
-        return learner_matrix(_by_rows(expression, block, fitted), order)
-    parts = [_by_rows(part, block, fitted) for part in expression.parts]
+        return learner_matrix(_by_rows(expression, rows, fitted), order)
+    parts = [_by_rows(part, rows, fitted) for part in expression.parts]
     return stack_rows(parts, sparse=_is_sparse(expression, fitted, parts), order=order)
 
 
-def _by_rows(expression: Expression, block: Block, fitted: Mapping[int, Fitted]) -> Block:
+def _by_rows(expression: Expression, rows: Rows, fitted: Mapping[int, Fitted]) -> Block:
     """Leave a value to be computed a slice of rows at a time, if that makes no difference to it.
 
     What lies between its steps then stays in the processor's cache, and never takes a block's memory.
     """
-    if not _is_row_wise(expression, fitted) or sp.issparse(block):
-        return evaluate(expression, block, fitted, {})
-    return RowWise(lambda rows: evaluate(expression, take_rows(block, rows), fitted, {}), n_rows(block))
+    if not _is_row_wise(expression, fitted) or sp.issparse(rows.X):
+        return evaluate(expression, rows, fitted, {})
+    # what is computed by rows looks at X alone
+    return RowWise(
+        lambda some: evaluate(expression, Rows(take_rows(rows.X, some), None, None), fitted, {}),
+        n_rows(rows.X),
+    )
 
 
 def _is_row_wise(expression: Expression, fitted: Mapping[int, Fitted]) -> bool:

@@ -15,7 +15,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from dpipe.blocks.matrix import OneHot, hstack, is_sparse, learner_matrix, to_matrix
-from dpipe.blocks.table import Block, n_rows, select
+from dpipe.blocks.table import Block, n_columns, n_rows, one_column, select
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import DpipeError, InputError
 from dpipe.families import catalog
@@ -66,7 +66,7 @@ def predictions(fitted: Estimator, block: Block, methods: Sequence[str]) -> dict
     """Call several methods of a fitted estimator on one block, which is transformed once."""
     if "transform" in methods:
         return {method: to_matrix(_transformed(fitted, block)) for method in methods}
-    last, value = fitted, block
+    last, value = fitted, _in_its_dimensions(fitted, block)
     while type(last) is Pipeline and _is_plain(last):
         for _, step in last.steps[:-1]:
             value = _transformed(step, value)
@@ -111,6 +111,7 @@ def final_estimator(fitted: Estimator) -> Estimator:
 def _transformed(fitted: Estimator, value: Block) -> Block:
     if fitted is None or _is(fitted, "passthrough"):
         return value
+    value = _in_its_dimensions(fitted, value)
     if not _is_plain(fitted):
         return fitted.transform(_accepted(fitted, to_matrix(value)))
     if type(fitted) is Pipeline:
@@ -127,10 +128,31 @@ def _transformed(fitted: Estimator, value: Block) -> Block:
         try:
             return kernel(fitted, value)
         except (ValueError, TypeError):
+            if _takes_one_dimension(fitted):
+                raise  # it is scikit-learn that has read the documents
             # a kernel may refuse more than scikit-learn, such as an unknown category that a categorical
             # column lists but no row has: scikit-learn has the last word, or gives its own error
             pass
     return fitted.transform(_accepted(fitted, to_matrix(value)))
+
+
+def _in_its_dimensions(fitted: Estimator, value: Block) -> Block:
+    """Give one column as one dimension to what takes documents or records: it would read a table's names."""
+    if getattr(value, "ndim", 2) == 1 or not _takes_one_dimension(fitted):
+        return value
+    if n_columns(value) != 1:
+        raise InputError(
+            f"{type(fitted).__name__} takes one column, but X has {n_columns(value)}. Select the one it was fitted on."
+        )
+    return one_column(value)
+
+
+def _takes_one_dimension(fitted: Estimator) -> bool:
+    if isinstance(fitted, Pipeline | FeatureUnion):
+        parts = _parts(fitted)
+        return any(map(_takes_one_dimension, parts[:1] if isinstance(fitted, Pipeline) else parts))
+    way = registered().get(type(fitted))
+    return way is not None and way.one_dimensional
 
 
 def _transformed_columns(fitted: ColumnTransformer, value: Block) -> Block:
@@ -143,14 +165,8 @@ def _transformed_columns(fitted: ColumnTransformer, value: Block) -> Block:
         if not positions:
             continue
         chosen = select(value, positions)
-        parts.append(part.transform(_column(chosen)) if np.isscalar(columns) else _transformed(part, chosen))
+        parts.append(_transformed(part, one_column(chosen) if np.isscalar(columns) else chosen))
     return _stacked(parts, value, getattr(fitted, "sparse_output_", None))
-
-
-def _column(chosen: Block) -> Any:
-    """Give one dimension: what a column that is named without a list stands for."""
-    matrix = to_matrix(chosen)
-    return matrix.iloc[:, 0] if isinstance(matrix, pd.DataFrame) else matrix[:, 0]
 
 
 def _stacked(parts: Sequence[Block], value: Block, sparse: bool | None) -> Block:

@@ -20,6 +20,7 @@ from dpipe.families.compose import Fit, finish_composite, n_outputs
 from dpipe.families.expression import (
     Columns,
     Expression,
+    InFolds,
     Output,
     Raw,
     evaluate,
@@ -101,9 +102,9 @@ class Collector:
                 local = _local(expression, position_of)
                 with _arrays():
                     if getattr(want, "in_parts", False):
-                        value = evaluate_in_parts(local, rows.X, known.fitted, memo)
+                        value = evaluate_in_parts(local, rows, known.fitted, memo)
                     else:
-                        value = written_out(evaluate(local, rows.X, known.fitted, memo))
+                        value = written_out(evaluate(local, rows, known.fitted, memo))
             given = (value, rows.y, rows.w if isinstance(want, Weighted) else None)
             found.append(want.of(*given, rows.at) if getattr(want, "placed", False) else want.of(*given))
         return tuple(found)
@@ -141,7 +142,7 @@ class Keeper:
         found = {}
         with _arrays():
             for value in values_of(self.step):
-                made = evaluate_in_parts(_local(value, position_of), rows.X, known.fitted, memo)
+                made = evaluate_in_parts(_local(value, position_of), rows, known.fitted, memo)
                 # a learner takes rows as they are; who refines may multiply with parts
                 keeps_parts = self.step.learner is None and isinstance(made, SideBySide)
                 found[value] = made if keeps_parts else written_out(made)
@@ -176,7 +177,7 @@ class Preparer:
             if rows.values is not None:
                 matrix = learner_matrix(rows.values[source], order)
             else:
-                matrix = evaluate_for_learner(_local(source, position_of), rows.X, known.fitted, order)
+                matrix = evaluate_for_learner(_local(source, position_of), rows, known.fitted, order)
         if order is None:
             return Rows(matrix, rows.y, rows.w)
         y, w = (None if values is None else values[order.rows] for values in (rows.y, rows.w))
@@ -266,6 +267,8 @@ def _width(expression: Expression, fitted: Mapping[int, Fitted]) -> int | None:
         return len(expression.positions)
     if isinstance(expression, Output):
         return n_outputs(fitted[expression.fit].estimator)
+    if isinstance(expression, InFolds):
+        return _width(expression.source, fitted)
     widths = [_width(part, fitted) for part in expression.parts]
     return None if any(w is None for w in widths) else sum(w for w in widths if w is not None)
 

@@ -34,6 +34,8 @@ class Meta:
     """Columns of a matrix, where they are known before fitting."""
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("float64"))
     sparse: bool = False
+    one_dimensional: bool = False
+    """Whether X was given as a series or an array of one dimension; its blocks have one column."""
 
     def refuse(self, columns: np.ndarray, what: str) -> None:
         """Raise if any column is marked; `columns` is boolean, of shape (n_columns,)."""
@@ -136,6 +138,16 @@ class Rounds:
 
 
 @dataclass(frozen=True)
+class CrossFit:
+    """How what a transformer's `fit_transform` gives is computed: each row by what other folds have taught."""
+
+    folds: "Way"
+    """Finds what tells the fold of a row: `finish` gives an object with `of(y, at)`."""
+    crossed: "Way"
+    """Learns, and transforms, from pairs of a block and the folds of its rows."""
+
+
+@dataclass(frozen=True)
 class Way:
     """How the estimators of one class are fitted from blocks."""
 
@@ -154,6 +166,12 @@ class Way:
     needs_y: bool = False
     exact: str = "exact"
     """What "the same answer" means for it."""
+    cross_fit: CrossFit | None = None
+    """Where steps behind it are not fitted on what its `transform` gives: on what they are."""
+    one_dimensional: bool = False
+    """Whether its X is a series or an array of one dimension: of documents, records or labels."""
+    of_labels: bool = False
+    """Whether its X are labels: scikit-learn has no place for it in a pipeline."""
     by_rows: Callable[[Estimator], bool] = _never
     """Whether `transform` takes numbers a slice of rows at a time, gives floats, and costs no more for it."""
     refine: Callable[[Estimator, Sequence[Any], Meta], Refinement] | None = None
@@ -225,10 +243,9 @@ def way_of(estimator: Estimator) -> Way:
 
 def _check_parameters(estimator: Estimator) -> None:
     """Let scikit-learn check the parameters now, not in the last pass."""
-    validate = getattr(estimator, "_validate_params", None)
-    if validate is not None and hasattr(estimator, "_parameter_constraints"):
+    if hasattr(estimator, "_parameter_constraints"):
         try:
-            validate()
+            estimator._validate_params()
         except ValueError as err:
             raise InputError(f"{err} Change the parameter; nothing has been read yet.") from err
     config = getattr(estimator, "_sklearn_output_config", {}).get("transform", "default")

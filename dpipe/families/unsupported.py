@@ -23,7 +23,7 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
     "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
     "ensemble": Refusal("it needs all rows at each split of a tree", "SGDClassifier or SGDRegressor"),
-    "feature_extraction": Refusal("it takes documents or records, which are no table", "OneHotEncoder"),
+    "feature_extraction": Refusal("it takes pieces out of images, row after row", "a FunctionTransformer"),
     "feature_selection": Refusal(_OTHERS, "SelectKBest or VarianceThreshold"),
     "gaussian_process": Refusal(_PAIRS, "Ridge after an RBFSampler"),
     "impute": Refusal("it models each column on the others", "SimpleImputer"),
@@ -48,16 +48,10 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "tree": Refusal("it needs all rows at each of its splits", "SGDClassifier or SGDRegressor"),
 }
 _BY_NAME: Mapping[str, Refusal] = {
-    "LabelBinarizer": Refusal(
-        "it transforms labels, which dpipe takes as they are", "no encoding of y at all"
-    ),
-    "LabelEncoder": Refusal("it transforms labels, which dpipe takes as they are", "no encoding of y at all"),
     "LogisticRegression": Refusal(_MANY_PASSES, "SGDClassifier(loss='log_loss')"),
-    "MultiLabelBinarizer": Refusal("it takes sets of labels, which are no table", "OneHotEncoder"),
     "RidgeClassifierCV": Refusal(
         "it would have to score each row by models that did not see it", "RidgeClassifier for each candidate"
     ),
-    "TargetEncoder": Refusal("", "OrdinalEncoder or OneHotEncoder"),
     **{
         f"{kind}{what}": Refusal(_OTHERS, "one fit for each of its estimators")
         for kind in ("Bagging", "Stacking", "Voting")

@@ -92,7 +92,7 @@ def prepare(
         )
     budget = None if memory is None else parse_bytes(memory)
     source = open_source(X, y, sample_weight)
-    meta = Meta(source.frame, source.n_columns, source.dtype, source.sparse)
+    meta = Meta(source.frame, source.n_columns, source.dtype, source.sparse, source.one_dimensional)
     tree = walk(estimator, meta, weighted=source.w is not None)
     _check_target(tree, source)
     place = find_place(client, budget, source.n_blocks, workers)

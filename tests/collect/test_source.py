@@ -2,6 +2,7 @@
 
 import dask
 import dask.array as da
+import dask.bag as db
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -221,7 +222,7 @@ def test_a_shuffle_is_shared_by_the_blocks():
         ),
         (VALUES, VALUES[:3, 2], None, BlockMismatchError, "X has 10 rows, but y has 3"),
         (FRAME, "y", VALUES[:3, 2], BlockMismatchError, "X has 10 rows, but sample_weight has 3"),
-        ([[1, 2]], None, None, InputError, "X is a builtins.list.*dpipe.read_parquet"),
+        ((1, 2), None, None, InputError, "X is a builtins.tuple.*dpipe.read_parquet"),
         (da.ones((2, 2, 2)), None, None, InputError, "X has 3 dimensions"),
         (da.ones(()), None, None, InputError, "X has 0 dimensions"),
         (np.ones((2, 2, 2)), None, None, InputError, "X has 3 dimensions"),
@@ -256,3 +257,28 @@ def test_memory_stays_what_it_is():
     assert source.n_blocks == 1
     assert source.n_rows == 10
     assert source.decoded == "memory"
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "b", "c"], [[1, 2], [3, 4], []], [{"a": 1}, {}, {"b": 2}], [1.5, 2.5, 3.5]]
+)
+def test_lists_and_bags_are_one_column(values):
+    for X, sizes in ((values, [3]), (db.from_sequence(values, npartitions=2), [2, 1])):
+        with raise_if_computes():
+            source = open_source(X)
+        assert source.one_dimensional
+        read = [rows.X for rows in blocks(source)]
+        assert [block.shape for block in read] == [(n, 1) for n in sizes]
+        assert [value for block in read for value in block[:, 0]] == values
+
+
+def test_a_series_of_a_parquet_source_is_decoded_to_arrow(tmp_path):
+    X = parquet_blocks(FRAME, tmp_path, SIZES)
+    source = open_source(X["a"], X["y"])
+    assert source.one_dimensional
+    assert source.decoded == "arrow"
+    read = blocks(source)
+    assert all(isinstance(rows.X, pa.Table) and rows.X.column_names == ["a"] for rows in read)
+    assert np.concatenate([rows.y for rows in read]).tolist() == FRAME["y"].tolist()
+    renamed = open_source(X["a"].rename("b"))
+    assert np.concatenate([rows.X["b"] for rows in blocks(renamed)]).tolist() == FRAME["a"].tolist()

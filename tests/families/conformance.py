@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
+import dask.bag as db
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from sklearn.base import clone
 
 from dpipe.blocks.matrix import to_matrix
 from dpipe.blocks.table import plain_strings
+from dpipe.collect.loads import as_objects
 from dpipe.families.expression import apply
 from dpipe.families.registry import Fitted, way_of
 from dpipe.train.fit import fit
@@ -22,6 +24,7 @@ from tests.kernel_cases import (
     assert_same,
     assert_same_array,
     awkward_frame,
+    columns_of_one_dimension,
     csr_blocks,
     in_blocks,
     parquet_blocks,
@@ -37,6 +40,9 @@ TEXTS = ("text", "kind", "whole", "flag")
 TEXT_HOLES = ("text_holes", "kind_holes")
 OBJECTS = ("object_none",)
 
+SERIES = ("series", "parquet series", "pandas series")
+OBJECT_SERIES = ("series", "pandas series")
+LISTS = ("object array", "list", "bag")
 FRAMES = ("frame", "object frame", "parquet", "pandas")
 ARRAYS = ("array", "array?", "numpy")
 CSR = ("csr", "scipy")
@@ -65,8 +71,31 @@ class Case:
             yield pytest.param(self, kind, id=" ".join(" ".join(words).split()))
 
 
+def open_column(kind, column, folder):
+    """One column as one dimension, and in memory as scikit-learn takes it."""
+    if kind == "pandas series":
+        return column, column
+    if kind == "object array":
+        values = column.to_numpy(dtype=object)
+        return array_blocks(values), values
+    if kind in ("list", "bag"):
+        values = column.tolist()
+        return (values if kind == "list" else db.from_sequence(values, npartitions=4)), values
+    if kind == "series":
+        # otherwise Dask would write lists and records down as texts
+        with dask.config.set({"dataframe.convert-string": column.dtype != object}):
+            blocks = in_blocks(column)
+    else:
+        assert kind == "parquet series"
+        blocks = parquet_blocks(column.to_frame(), folder)[column.name]
+    held = plain_strings(blocks.compute().to_frame())
+    return blocks, held[column.name]
+
+
 def open_input(kind, frame, folder):
     """The same rows as one kind of input, and in memory as scikit-learn takes them."""
+    if kind in SERIES + LISTS:
+        return open_column(kind, frame.iloc[:, 0], folder)
     if kind == "frame":
         X = in_blocks(frame)
         return X, plain_strings(X.compute())
@@ -124,7 +153,8 @@ def targets(kind, like):
 
 
 def check(case, kind, folder):
-    X, X_memory = open_input(kind, awkward_frame()[list(case.columns)], folder)
+    frame = awkward_frame() if case.columns[0] in awkward_frame() else columns_of_one_dimension()
+    X, X_memory = open_input(kind, frame[list(case.columns)], folder)
     y, y_memory = (None, None) if case.y is None else targets(case.y, kind)
     w, w_memory = (None, None) if not case.weighted else targets("weight", kind)
     weights = {} if w is None else {"sample_weight": w_memory}
@@ -134,6 +164,10 @@ def check(case, kind, folder):
         # a difference of two objectives that are nearly equal: of its digits only the size means anything
         assert abs(result.dual_gap_ - expected.dual_gap_) <= 1e-10 * np.var(np.asarray(y_memory))
         result.dual_gap_ = expected.dual_gap_
+    if hasattr(expected, "_stop_words_id"):
+        # where in memory the estimator's own stop words lie
+        assert result._stop_words_id == id(result.stop_words)
+        result._stop_words_id = expected._stop_words_id
     if case.own_steps:
         assert np.shape(result.n_iter_) == np.shape(expected.n_iter_)
         assert np.max(result.n_iter_) <= np.max(expected.n_iter_)
@@ -154,6 +188,8 @@ def check_outputs(result, expected, X, rtol):
     if not hasattr(expected, "transform") or getattr(expected, "solver", None) == "lsqr":
         return  # a discriminant by least squares says by an error that it does not transform
     wanted = expected.transform(X)
+    if isinstance(X, list):
+        X = as_objects(X) if isinstance(X[0], str | list | dict) else np.array(X)
     made = to_matrix(apply(Fitted(result, way_of(result)), X))
     if hasattr(made, "toarray"):
         assert made.format == "csr"

@@ -8,12 +8,14 @@ from tests.families.cases import (
     discriminant,
     encode,
     impute,
+    labels,
     linear,
     objective,
     quantile,
     scale,
     select,
     stateless,
+    text,
 )
 
 _MODULES = (
@@ -24,12 +26,14 @@ _MODULES = (
     discriminant,
     encode,
     impute,
+    labels,
     linear,
     objective,
     quantile,
     scale,
     select,
     stateless,
+    text,
 )
 TRANSFORMERS = tuple(maker for module in _MODULES for maker in module.TRANSFORMERS)
 PREDICTORS = tuple(maker for module in _MODULES for maker in module.PREDICTORS)

@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.preprocessing import (
     OneHotEncoder,
     OrdinalEncoder,
+    TargetEncoder,
 )
 
 from tests.families.conformance import ARRAYS, FRAMES, OBJECTS, TEXT_HOLES, TEXTS, Case, each
@@ -54,8 +55,22 @@ def grouping_encoders():
             yield Case(encoder, TEXT_HOLES, ("frame", "pandas"))
 
 
+def target_encoders():
+    variants = [TargetEncoder(), TargetEncoder(smooth=2.5), TargetEncoder(smooth=0)]
+    for y in ("number", "flag", "label", "text"):
+        yield from each(variants, (TEXTS, FRAMES), (TEXT_HOLES, FRAMES), (OBJECTS, ("object frame",)), y=y)
+        yield from each(variants, (("small", "flag"), FRAMES + ARRAYS), (("Whole", "holes"), ("frame",)), y=y)
+    yield Case(TargetEncoder(target_type="continuous"), TEXTS, y="label")
+    yield Case(TargetEncoder(target_type="binary"), TEXTS, y="flag")
+    yield Case(TargetEncoder(target_type="multiclass"), TEXTS, y="text")
+    given = [["pink", "red", "never"], [0, 1, 9]]
+    for y in ("number", "label"):
+        yield Case(TargetEncoder(categories=given), ("text", "small"), y=y)
+
+
 TRANSFORMERS = (
     encoders,
     grouping_encoders,
+    target_encoders,
 )
 PREDICTORS = ()
