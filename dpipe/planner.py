@@ -23,7 +23,7 @@ from dpipe.families.expression import (
     needed_columns,
     needed_fits,
 )
-from dpipe.families.program import Derived, Finish, ProgramPass, values_of
+from dpipe.families.program import Derived, Finish, ProgramPass, kept_values, values_of
 from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
 from dpipe.sizes import format_bytes
@@ -256,7 +256,7 @@ def _with_scratch(
     step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, epochs: int
 ) -> tuple[ProgramPass, _Scratch]:
     """Keep the transformed blocks on disk where that is cheaper than to decode and transform them again."""
-    values = values_of(step)
+    values = kept_values(step)
     if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
         return step, _NO_SCRATCH
     if not all(map(is_matrix, values)):  # texts and records stay where they are

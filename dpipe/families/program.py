@@ -141,7 +141,7 @@ class Keeper:
         memo: dict[Any, Any] = {}
         found = {}
         with _arrays():
-            for value in values_of(self.step):
+            for value in kept_values(self.step):
                 made = evaluate_in_parts(_local(value, position_of), rows, known.fitted, memo)
                 # a learner takes rows as they are; who refines may multiply with parts
                 keeps_parts = self.step.learner is None and isinstance(made, SideBySide)
@@ -152,10 +152,15 @@ class Keeper:
 def values_of(step: ProgramPass) -> tuple[Expression, ...]:
     """List the values that a pass computes of each block, each once."""
     read = [expression for want, expression in step.collects if not getattr(want, "of_y", False)]
-    read += [fit.source for fit in step.refines]
+    return tuple(dict.fromkeys([*read, *kept_values(step)]))
+
+
+def kept_values(step: ProgramPass) -> tuple[Expression, ...]:
+    """List the values that a pass computes again and again, each once."""
+    sources = [fit.source for fit in step.refines]
     if step.learner is not None:
-        read.append(step.learner.source)
-    return tuple(dict.fromkeys(read))
+        sources.append(step.learner.source)
+    return tuple(dict.fromkeys(sources))
 
 
 @dataclass(frozen=True)

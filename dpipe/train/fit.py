@@ -291,7 +291,8 @@ def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | 
         held = graph.hold("known", Known() if inputs else replace(known, starts={})).key
         reading = inputs or _placed(add_inputs(graph, prepared.source, step.columns), known)
         keys: list[Any] = []
-        if step.scratch and not inputs:
+        # other statistics of the first round are not of what is kept
+        if step.scratch and not inputs and (running.n_rounds or not step.collects):
             keys = add_keep(graph, reading, Keeper(step), held, name=name, folder=step.scratch)
             reading = kept_inputs(reading, list(map(TaskRef, keys)))
         merged = add_scan(

@@ -20,6 +20,7 @@ from dpipe.families.registry import Fitted, way_of
 from dpipe.train.fit import fit
 from tests.kernel_cases import (
     SEEN,
+    UNEVEN,
     array_blocks,
     assert_same,
     assert_same_array,
@@ -92,12 +93,12 @@ def open_column(kind, column, folder):
     return blocks, held[column.name]
 
 
-def open_input(kind, frame, folder):
+def open_input(kind, frame, folder, sizes=UNEVEN):
     """The same rows as one kind of input, and in memory as scikit-learn takes them."""
     if kind in SERIES + LISTS:
         return open_column(kind, frame.iloc[:, 0], folder)
     if kind == "frame":
-        X = in_blocks(frame)
+        X = in_blocks(frame, sizes)
         return X, plain_strings(X.compute())
     if kind == "object frame":
         with dask.config.set({"dataframe.convert-string": False}):
@@ -112,9 +113,9 @@ def open_input(kind, frame, folder):
         return frame, frame
     values = frame.to_numpy()
     if kind == "array":
-        return array_blocks(values), values
+        return array_blocks(values, sizes), values
     if kind == "array?":
-        X = in_blocks(frame).to_dask_array()
+        X = in_blocks(frame, sizes).to_dask_array()
         return X, X.compute(scheduler="sync")
     if kind == "csr":
         X = csr_blocks(np.nan_to_num(values.astype(float)))
@@ -126,7 +127,7 @@ def open_input(kind, frame, folder):
     return values, values
 
 
-def targets(kind, like):
+def targets(kind, like, sizes=UNEVEN):
     """Targets (or None) for the rows of `awkward_frame`, as blocks beside X and in memory."""
     frame = awkward_frame()
     rng = np.random.default_rng(7)
@@ -143,20 +144,20 @@ def targets(kind, like):
         "weight": lambda: pd.Series(rng.random(len(frame)) * 3, name="w"),
     }[kind]()
     if like in ("frame", "parquet"):
-        return in_blocks(y), y
+        return in_blocks(y, sizes), y
     if like == "object frame":
         return dd.from_pandas(y, npartitions=5), y
     if like == "pandas":
         return y, y
     values = y.to_numpy()
-    return (values if like in ("numpy", "scipy") else array_blocks(values)), values
+    return (values if like in ("numpy", "scipy") else array_blocks(values, sizes)), values
 
 
-def check(case, kind, folder):
+def check(case, kind, folder, sizes=UNEVEN):
     frame = awkward_frame() if case.columns[0] in awkward_frame() else columns_of_one_dimension()
-    X, X_memory = open_input(kind, frame[list(case.columns)], folder)
-    y, y_memory = (None, None) if case.y is None else targets(case.y, kind)
-    w, w_memory = (None, None) if not case.weighted else targets("weight", kind)
+    X, X_memory = open_input(kind, frame[list(case.columns)], folder, sizes)
+    y, y_memory = (None, None) if case.y is None else targets(case.y, kind, sizes)
+    w, w_memory = (None, None) if not case.weighted else targets("weight", kind, sizes)
     weights = {} if w is None else {"sample_weight": w_memory}
     expected = clone(case.estimator).fit(X_memory, *([] if y is None else [y_memory]), **weights)
     result = fit(case.estimator, X, y, w)

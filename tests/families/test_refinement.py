@@ -15,8 +15,10 @@ from sklearn.linear_model import GammaRegressor, HuberRegressor, LogisticRegress
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
+    FunctionTransformer,
     KBinsDiscretizer,
     OneHotEncoder,
+    OrdinalEncoder,
     PowerTransformer,
     QuantileTransformer,
     RobustScaler,
@@ -133,6 +135,22 @@ def test_scratch_holds_what_the_transformers_give():
     np.testing.assert_allclose(found[-1].coef_, expected[-1].coef_, rtol=1e-6)
     rows = frame.drop(columns="flag")
     np.testing.assert_allclose(found.predict_proba(rows), expected.predict_proba(rows), rtol=1e-6)
+
+
+def test_texts_beside_a_refining_fit_stay_out_of_scratch():
+    frame = awkward_frame()
+    model = make_column_transformer(
+        (PowerTransformer(), ["plain"]),
+        (
+            make_pipeline(SimpleImputer(strategy="most_frequent"), FunctionTransformer(), OrdinalEncoder()),
+            ["text"],
+        ),
+        (make_pipeline(FunctionTransformer(), OrdinalEncoder(), OneHotEncoder()), ["text"]),
+    )
+    found = dpipe.fit(model, in_blocks(frame))
+    np.testing.assert_allclose(
+        found.transform(frame), model.fit(frame).transform(frame), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_a_delayed_fit_takes_all_readings_in_one_task():

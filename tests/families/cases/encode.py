@@ -27,6 +27,7 @@ def encoders():
     for variants in one_hot, ordinal:
         yield from each(variants, (TEXTS, FRAMES), (TEXT_HOLES, FRAMES), (OBJECTS, FRAMES))
         yield from each(variants, (("small", "flag"), FRAMES + ARRAYS), (("Whole", "holes"), FRAMES))
+        yield Case(variants[0], ("day",))
     yield Case(OneHotEncoder(drop=["red", 0]), ("text", "small"))
     given = [["pink", "red", "green", "blue"], [0, 1, 2, 3]]
     yield Case(OrdinalEncoder(categories=given), ("text", "small"))
