@@ -259,7 +259,9 @@ def _with_scratch(
     values = kept_values(step)
     if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
         return step, _NO_SCRATCH
-    if not all(map(is_matrix, values)):  # texts and records stay where they are
+    inputs = [fit.meta for fit in step.refines] + ([step.learner.meta] if step.learner is not None else [])
+    # texts and records stay where they are
+    if not all(map(is_matrix, values)) or not all(meta.is_numeric for meta in inputs):
         return step, _NO_SCRATCH
     if shape.in_memory and all(isinstance(value, Raw) for value in values):
         return step, _NO_SCRATCH

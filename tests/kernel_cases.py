@@ -49,10 +49,10 @@ def awkward_frame(n=N_ROWS, seed=0):
             "object_none": gaps(rng.choice(words, n), None).astype(object).where(lambda s: s.notna(), None),
             "kind": pd.Categorical(rng.choice(words[:3], n), categories=["red", "never", "green", "blue"]),
             "kind_holes": pd.Categorical(gaps(rng.choice(words[:3], n), None)),
-            "day": pd.Timestamp("2024-02-28") + pd.to_timedelta(rng.integers(0, 4, size=n), unit="D"),
             "positive": np.abs(rng.normal(size=n)),
             "whole_positive": rng.integers(1, 5, size=n),
             "positive_more": rng.exponential(2.0, size=n),
+            "day": pd.Timestamp("2024-02-28") + pd.to_timedelta(rng.integers(0, 4, size=n), unit="D"),
         }
     )
     return frame

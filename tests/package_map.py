@@ -21,6 +21,7 @@ ORDER = (
     "deploy",
     "validate",
     "train",
+    "composites",
     "planner",
     "families",
     "run",

@@ -4,7 +4,7 @@ In one sparse matrix each dense value would carry the number of its column, and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,10 @@ class SideBySide:
     def T(self) -> "Transposed":
         """The transposed matrix, for products."""
         return Transposed(self)
+
+    def taken(self, rows: np.ndarray) -> "SideBySide":
+        """Take some rows, by a mask or by position."""
+        return replace(self, dense=self.dense[rows], codes=self.codes[rows])
 
     def __matmul__(self, right: np.ndarray) -> np.ndarray:
         none = np.zeros((1, *right.shape[1:]), dtype=right.dtype)

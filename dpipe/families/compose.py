@@ -85,7 +85,11 @@ def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
     while isinstance(fit.estimator, Pipeline) and fit.children[-1] is not None:
         fit = fits[fit.children[-1]]
     registered = any(isinstance(want, CustomWant) for want, _ in fit.wants)
-    if not (fit.is_leaf and (registered or has_fit_parameter(fit.estimator, "sample_weight"))):
+    if fit.is_leaf and fit.way.takes_weights is not None:
+        takes = fit.way.takes_weights(fit.estimator)
+    else:
+        takes = fit.is_leaf and (registered or has_fit_parameter(fit.estimator, "sample_weight"))
+    if not takes:
         raise InputError(f"{type(fit.estimator).__name__} takes no sample_weight. Leave the weights out.")
     return fit.index
 

@@ -32,7 +32,9 @@ class Refinements:
         for fit in step.refines:
             assert fit.way.refine is not None
             self._running[fit.index] = fit.way.refine(
-                fit.estimator, known.starts[fit.index], known_meta(fit, known.fitted)
+                fit.estimator,
+                known.starts[fit.index],
+                replace(known_meta(fit, known.fitted), weighted=fit.weighted),
             )
             self._advance(fit, None)
 

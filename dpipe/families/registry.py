@@ -34,6 +34,8 @@ class Meta:
     """Columns of a matrix, where they are known before fitting."""
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("float64"))
     sparse: bool = False
+    weighted: bool = False
+    """Whether a fit on it is given the weights of the rows."""
     one_dimensional: bool = False
     """Whether X was given as a series or an array of one dimension; its blocks have one column."""
 
@@ -44,6 +46,13 @@ class Meta:
             names = self.names or tuple(f"x{j}" for j in range(len(columns)))
             listed = ", ".join(repr(names[j]) for j in marked)
             raise InputError(f"{listed}: {what}")
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether all columns hold numbers, or truth values."""
+        if self.frame is None:
+            return self.dtype.kind in "iufb"
+        return all(map(pd.api.types.is_numeric_dtype, self.frame.dtypes))
 
     @property
     def width(self) -> int | None:
@@ -178,6 +187,8 @@ class Way:
     """For "refine": from the statistics of the first pass on, one reading after another."""
     rounds: Callable[[Estimator], Rounds] | None = None
     """For "refine": how many readings that takes."""
+    takes_weights: Callable[[Estimator], bool] | None = None
+    """Whether it can be given the weights of the rows; None to look at the arguments of `fit`."""
     variant: Callable[[Estimator], "Way | None"] | None = None
     """Another way that some parameters ask for."""
 

@@ -20,6 +20,7 @@ from dpipe.blocks.rows import RowsAt, Tally
 from dpipe.blocks.scratch import free_nbytes
 from dpipe.cluster.local import Place, compute, compute_keys, find_place, running, scratch_folder
 from dpipe.collect.source import Source, open_source, source_name
+from dpipe.composites import catalog as composites
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
 from dpipe.families.compose import Walk, walk
@@ -55,6 +56,7 @@ from dpipe.run import (
 from dpipe.sizes import parse_bytes
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
+assert composites.COMPOSITES, "and so do the composites"
 
 
 @dataclass(frozen=True)

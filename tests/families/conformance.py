@@ -140,6 +140,7 @@ def targets(kind, like, sizes=UNEVEN):
         ),
         "flag": lambda: pd.Series(frame["plain"] > 0, name="y"),
         "label": lambda: pd.Series(rng.integers(0, 3, len(frame)), name="y"),
+        "two labels": lambda: pd.DataFrame(rng.integers(0, 3, (len(frame), 2)), columns=["p", "q"]),
         "text": lambda: pd.Series(rng.choice(["no", "yes", "maybe"], len(frame)), name="y"),
         "weight": lambda: pd.Series(rng.random(len(frame)) * 3, name="w"),
     }[kind]()

@@ -3,6 +3,7 @@
 from tests.families.cases import (
     bayes,
     cluster,
+    composites,
     cross_validated,
     decompose,
     discriminant,
@@ -21,6 +22,7 @@ from tests.families.cases import (
 _MODULES = (
     bayes,
     cluster,
+    composites,
     cross_validated,
     decompose,
     discriminant,
