@@ -1,23 +1,21 @@
 """Pipeline, ColumnTransformer and FeatureUnion: flattened into single fits, and put together again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, NamedTuple
 
-import numpy as np
-from dask.dataframe.utils import meta_nonempty
-from sklearn.base import BaseEstimator, clone
+from sklearn import get_config
 from sklearn.compose import ColumnTransformer
-from sklearn.feature_extraction import FeatureHasher
-from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import has_fit_parameter
 
 from dpipe.blocks.statistics import Nonzeros
-from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.errors import InputError
 from dpipe.families.expression import RAW, Columns, Expression, InFolds, Output, Stack
-from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Unweighted, Way, Weighted, way_of
+from dpipe.families.registry import CustomWant, Estimator, Meta, Unweighted, Way, Weighted, way_of
+from dpipe.families.selectors import columns_of, is_one, resolve_columns, width_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +66,44 @@ def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
     """
     fits: list[Fit] = []
     root, output, _ = _visit(estimator, RAW, meta, type(estimator).__name__, fits)
-    if weighted:
+    if weighted and _routes(estimator):
+        for i in _requesting(fits):
+            fits[i] = _with_weights(fits[i])
+    elif weighted:
         last = _taker_of_weights(fits, root)
-        wants = tuple((weighted_want(want), value) for want, value in fits[last].wants)
-        fits[last] = replace(fits[last], wants=wants, weighted=True)
+        fits[last] = _with_weights(fits[last])
     return Walk(tuple(map(_without_marks, fits)), root, output)
+
+
+def _with_weights(fit: Fit) -> Fit:
+    return replace(fit, wants=tuple((weighted_want(want), value) for want, value in fit.wants), weighted=True)
+
+
+def _routes(estimator: Estimator) -> bool:
+    """Tell whether scikit-learn's metadata routing decides who is given the weights."""
+    several = isinstance(estimator, Pipeline | ColumnTransformer | FeatureUnion)
+    return bool(several and get_config()["enable_metadata_routing"])
+
+
+def _requesting(fits: Sequence[Fit]) -> list[int]:
+    """List the fits that have requested weights: `set_fit_request(sample_weight=True)`."""
+    asked = {
+        fit.index: fit.estimator.get_metadata_routing().fit.requests.get("sample_weight")
+        for fit in fits
+        if fit.is_leaf and "sample_weight" in signature(fit.estimator.fit).parameters
+    }
+    unset = [type(fits[i].estimator).__name__ for i, request in asked.items() if request is None]
+    if unset:
+        raise InputError(
+            f"sample_weight is given, but {', '.join(unset)} has not said whether it wants it. Call "
+            "set_fit_request(sample_weight=True) or set_fit_request(sample_weight=False) on it."
+        )
+    takers = [i for i, request in asked.items() if request is True]
+    if not takers:
+        raise InputError(
+            "sample_weight is given, but no step requests it: set_fit_request(sample_weight=True)."
+        )
+    return takers
 
 
 def _without_marks(fit: Fit) -> Fit:
@@ -203,8 +234,6 @@ def _fitted_on(value: Expression, fits: list[Fit]) -> Expression:
 
 
 def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, fits: list[Fit]) -> _Visited:
-    if est.transformer_weights:
-        raise UnsupportedEstimatorError("FeatureUnion(transformer_weights=...) is not supported. Use None.")
     children: list[int | None] = []
     parts: list[Expression] = []
     shapes: list[Meta] = []
@@ -216,7 +245,7 @@ def _visit_union(est: FeatureUnion, source: Expression, meta: Meta, name: str, f
             part = FunctionTransformer(feature_names_out="one-to-one")  # as scikit-learn does
         child, value, shape = _visit(part, source, meta, f"{name} / {part_name}", fits)
         children.append(child)
-        parts.append(value)
+        parts.append(_times(value, shape, (est.transformer_weights or {}).get(part_name), fits))
         shapes.append(shape)
     fit = Fit(len(fits), name, est, source, meta, _COMPOSITE, tuple(children), is_leaf=False)
     fits.append(fit)
@@ -232,17 +261,13 @@ def _side_by_side(shapes: Sequence[Meta]) -> Meta:
 def _visit_columns(
     est: ColumnTransformer, source: Expression, meta: Meta, name: str, fits: list[Fit]
 ) -> _Visited:
-    if est.transformer_weights:
-        raise UnsupportedEstimatorError(
-            "ColumnTransformer(transformer_weights=...) is not supported. Use None."
-        )
     _in_its_dimensions(_COMPOSITE, source, meta, name)
     chosen = [
-        (n, part, Columns(source, resolve_columns(c, meta, f"{name} / {n}"), flat=_is_one(c)))
+        (n, part, Columns(source, resolve_columns(c, meta, f"{name} / {n}"), flat=is_one(c)))
         for n, part, c in est.transformers
     ]
     taken = {j for _, _, columns in chosen for j in columns.positions}
-    rest = Columns(source, tuple(j for j in range(_width(meta, name)) if j not in taken))
+    rest = Columns(source, tuple(j for j in range(width_of(meta, name)) if j not in taken))
     parts = [
         _visit_part(part, columns, meta, f"{name} / {n}", fits)
         for n, part, columns in [*chosen, ("remainder", est.remainder, rest)]
@@ -262,9 +287,31 @@ def _visit_columns(
         widths=tuple(part.shape.width for part in parts),
     )
     fits.append(fit)
+    factors = est.transformer_weights or {}
+    names = [*(n for n, _, _ in chosen), "remainder"]
     kept = [part for part in parts if part.value is not None]
-    stack = Stack(tuple(part.value for part in kept), fit.index)
+    weighted = [
+        _times(part.value, part.shape, factors.get(n), fits)
+        for n, part in zip(names, parts, strict=True)
+        if part.value is not None
+    ]
+    stack = Stack(tuple(weighted), fit.index)
     return fit.index, stack, _side_by_side([part.shape for part in kept])
+
+
+def _multiplied(X: Any, factor: float) -> Any:
+    return X * factor
+
+
+def _times(value: Expression, shape: Meta, factor: float | None, fits: list[Fit]) -> Expression:
+    """Multiply what a part gives by its weight."""
+    if factor is None:
+        return value
+    made = FunctionTransformer(
+        _multiplied, kw_args={"factor": factor}, accept_sparse=True, feature_names_out="one-to-one"
+    )
+    fits.append(Fit(len(fits), "weights of the parts", made, value, shape, way_of(made)))
+    return Output(value, fits[-1].index)
 
 
 class _Part(NamedTuple):
@@ -279,206 +326,9 @@ class _Part(NamedTuple):
 def _visit_part(part: Any, columns: Columns, meta: Meta, name: str, fits: list[Fit]) -> _Part:
     if not columns.positions or (isinstance(part, str) and part == "drop"):
         return _Part(None, None, Meta(n_columns=0))
-    shape = _columns_of(meta, columns.positions)
+    shape = columns_of(meta, columns.positions)
     if isinstance(part, str):
         if columns.flat:
             raise InputError(f"{name}: a series cannot be passed through. Put its name into a list.")
         return _Part(None, columns, shape)
     return _Part(*_visit(part, columns, shape, name, fits))
-
-
-def _width(meta: Meta, name: str) -> int:
-    if meta.width is None:
-        raise UnsupportedEstimatorError(
-            f"{name}: a ColumnTransformer after a step whose number of columns is not known before it is "
-            "fitted cannot be planned. Select the columns first, and transform them after."
-        )
-    return meta.width
-
-
-def _columns_of(meta: Meta, positions: tuple[int, ...]) -> Meta:
-    if meta.frame is not None:
-        return Meta(frame=meta.frame.iloc[:, list(positions)])
-    return Meta(n_columns=len(positions), dtype=meta.dtype, sparse=meta.sparse)
-
-
-def _is_one(columns: Any) -> bool:
-    """Tell whether a selector names a column without a list, which selects a series."""
-    return isinstance(columns, str | int | np.integer) and not isinstance(columns, bool)
-
-
-def resolve_columns(columns: Any, meta: Meta, where: str) -> tuple[int, ...]:
-    """Turn any column selector of a ColumnTransformer into positions.
-
-    Names, positions, slices of either, boolean masks, and callables of the (empty) frame are
-    accepted.
-
-    Raises
-    ------
-    InputError
-        If a column does not exist; the message lists those that do.
-    """
-    if callable(columns):
-        if meta.frame is None:
-            raise InputError(f"{where}: a callable column selector needs a frame, but X is an array.")
-        columns = columns(meta.frame)
-    width = _width(meta, where)
-    if isinstance(columns, slice):
-        return _resolve_slice(columns, meta, where)
-    columns = [columns] if _is_one(columns) else list(columns)
-    if columns and all(isinstance(column, bool | np.bool_) for column in columns):
-        if len(columns) != width:
-            raise InputError(f"{where}: the mask has {len(columns)} entries, but X has {width} columns.")
-        return tuple(np.flatnonzero(columns).tolist())
-    return tuple(_position(column, meta, where) for column in columns)
-
-
-def _resolve_slice(columns: slice, meta: Meta, where: str) -> tuple[int, ...]:
-    ends = [columns.start, columns.stop]
-    if any(isinstance(end, str) for end in ends):
-        first = 0 if ends[0] is None else _position(ends[0], meta, where)
-        # a slice of names includes its end, as in pandas
-        last = _width(meta, where) if ends[1] is None else _position(ends[1], meta, where) + 1
-        return tuple(range(first, last, columns.step or 1))
-    return tuple(range(_width(meta, where))[columns])
-
-
-def _position(column: Any, meta: Meta, where: str) -> int:
-    width = _width(meta, where)
-    if isinstance(column, int | np.integer):
-        if not -width <= column < width:
-            raise InputError(f"{where}: there is no column {column}; X has {width} columns.")
-        return int(column) % width
-    if meta.frame is None:
-        raise InputError(f"{where}: column {column!r} is a name, but X is an array. Use positions.")
-    names = list(meta.frame.columns)
-    if column not in names:
-        raise InputError(
-            f"{where}: there is no column {column!r}. X has: {', '.join(map(repr, names))}. "
-            "Correct the name in the transformer, or add the column to X."
-        )
-    return names.index(column)
-
-
-class _Finished(BaseEstimator):  # type: ignore[misc]
-    """Takes the place of a fitted part while scikit-learn fits the composite around it."""
-
-    def __init__(self, fitted: Estimator, width: int):
-        self.fitted = fitted
-        self.width = width
-
-    def __sklearn_clone__(self) -> "_Finished":
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def fit(self, X: Any, y: Any = None) -> "_Finished":
-        return self
-
-    def transform(self, X: Any) -> np.ndarray:
-        return np.zeros((len(X), self.width))
-
-
-def _finish_named(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
-    """Put fitted parts into the list of named parts that a Pipeline or a FeatureUnion keeps."""
-    fitted = clone(fit.estimator)
-    attribute = "steps" if isinstance(fitted, Pipeline) else "transformer_list"
-    parts = [
-        (name, part if child is None else child.estimator)
-        for (name, part), child in zip(getattr(fitted, attribute), children, strict=True)
-    ]
-    setattr(fitted, attribute, parts)
-    return fitted
-
-
-def _finish_columns(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
-    """Fit a ColumnTransformer around parts that are fitted already, on one made-up row."""
-    X = _made_up_row(fit.meta)
-    parts = [
-        child and _Finished(child.estimator, n_outputs(child.estimator) if width is None else width)
-        for child, width in zip(children, fit.widths, strict=True)
-    ]
-    outer = clone(fit.estimator).set_params(n_jobs=None, verbose=False)
-    outer.transformers = [
-        (name, part or original, columns)
-        for (name, original, columns), part in zip(fit.estimator.transformers, parts[:-1], strict=True)
-    ]
-    outer.remainder = parts[-1] or fit.estimator.remainder
-    outer.fit(X)
-    outer.transformers_ = [
-        (name, part.fitted if isinstance(part, _Finished) else part, columns)
-        for name, part, columns in outer.transformers_
-    ]
-    given = clone(fit.estimator)
-    for name in ("transformers", "remainder", "n_jobs", "verbose"):
-        setattr(outer, name, getattr(given, name))
-    _restore_remainder(outer)
-    names = [*(name for name, _, _ in outer.transformers), "remainder"]
-    outer.sparse_output_ = (
-        _density(outer, [names[j] for j in fit.sparse_children], stats) < outer.sparse_threshold
-    )
-    return outer
-
-
-def _density(outer: ColumnTransformer, sparse_parts: Sequence[str], stats: Sequence[Nonzeros]) -> float:
-    """The share of entries that scikit-learn would have stored: all of a dense part, some of a sparse one."""
-    if not stats:
-        return float("inf")  # never sparse without a sparse part
-    width_of = {name: indices.stop - indices.start for name, indices in outer.output_indices_.items()}
-    width = sum(width_of.values())
-    dense = stats[0].n_rows * (width - sum(width_of[name] for name in sparse_parts))
-    return (dense + sum(found.stored for found in stats)) / (stats[0].n_rows * width)
-
-
-def _restore_remainder(outer: ColumnTransformer) -> None:
-    """scikit-learn keeps the remainder it was given a second time; put the original back there, too."""
-    name, _, columns = outer._remainder
-    outer._remainder = (name, outer.remainder, columns)
-
-
-def _made_up_row(meta: Meta) -> Any:
-    if meta.frame is None:
-        return np.zeros((1, meta.width or 0), dtype=meta.dtype)
-    return meta_nonempty(meta.frame).iloc[:1]
-
-
-def n_outputs(fitted: Estimator) -> int:
-    """Count the output columns of a fitted transformer."""
-    if isinstance(fitted, HashingVectorizer | FeatureHasher):
-        return int(fitted.n_features)
-    if isinstance(fitted, FeatureUnion) and not any(
-        isinstance(part, str) for _, part in fitted.transformer_list
-    ):
-        return sum(n_outputs(part) for _, part in fitted.transformer_list)
-    if isinstance(fitted, Pipeline):
-        last = next((step for _, step in reversed(fitted.steps) if hasattr(step, "transform")), None)
-        return n_outputs(last)
-    try:
-        return len(fitted.get_feature_names_out())
-    except (AttributeError, ValueError) as err:
-        if isinstance(fitted, FunctionTransformer | FeatureUnion) and not _keeps_width(fitted):
-            raise InputError(
-                f"{type(fitted).__name__}: how many columns it gives cannot be told. Name them, by "
-                "feature_names_out=... of its FunctionTransformer."
-            ) from err
-        return int(fitted.n_features_in_)
-
-
-def _keeps_width(fitted: Estimator) -> bool:
-    return isinstance(fitted, FunctionTransformer) and fitted.func is None
-
-
-Finish = Callable[[Fit, Sequence[Fitted | None], Sequence[Any]], Estimator]
-
-
-_BY_TYPE: Mapping[type, Finish] = {
-    Pipeline: _finish_named,
-    FeatureUnion: _finish_named,
-    ColumnTransformer: _finish_columns,
-}
-
-
-def finish_composite(fit: Fit, children: Sequence[Fitted | None], stats: Sequence[Any]) -> Estimator:
-    """Put a composite together from its fitted parts."""
-    return next(f for cls, f in _BY_TYPE.items() if isinstance(fit.estimator, cls))(fit, children, stats)

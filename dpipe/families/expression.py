@@ -204,5 +204,5 @@ def written_out(value: Block) -> Block:
 def apply(fitted: Fitted, value: Block) -> Block:
     """Transform one block with a fitted estimator: by its kernel, or by its own `transform`."""
     if fitted.way.transform is not None:
-        return fitted.way.transform(fitted.estimator, written_out(value))
-    return fitted.estimator.transform(to_matrix(value))
+        return fitted.way.transform(fitted.plain, written_out(value))
+    return fitted.plain.transform(to_matrix(value))

@@ -19,8 +19,8 @@ from dpipe.blocks.table import Block, n_columns, n_rows, one_column, select
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import DpipeError, InputError
 from dpipe.families import catalog
-from dpipe.families.compose import resolve_columns
 from dpipe.families.registry import Estimator, Meta, registered
+from dpipe.families.selectors import resolve_columns
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn import config_context
 
 from dpipe.blocks.matrix import RowOrder, learner_matrix
@@ -16,13 +17,15 @@ from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
 from dpipe.families import gradient
-from dpipe.families.compose import Fit, finish_composite, n_outputs
+from dpipe.families.compose import Fit
+from dpipe.families.composed import finish_composite, n_outputs
 from dpipe.families.expression import (
     Columns,
     Expression,
     InFolds,
     Output,
     Raw,
+    Stack,
     evaluate,
     evaluate_for_learner,
     evaluate_in_parts,
@@ -260,9 +263,22 @@ def _carried(derived: Derived, states: Sequence[Any], fitted: Mapping[int, Fitte
 
 def known_meta(fit: Fit, fitted: Mapping[int, Fitted]) -> Meta:
     """Give the meta of a fit's input, its width too where an earlier fit has decided it."""
+    names = _names_given(fit.source, fitted)
+    if names is not None:
+        return replace(fit.meta, frame=pd.DataFrame(columns=names, dtype=np.float64), n_columns=None)
     if fit.meta.width is not None:
         return fit.meta
     return replace(fit.meta, n_columns=_width(fit.source, fitted))
+
+
+def _names_given(source: Expression, fitted: Mapping[int, Fitted]) -> np.ndarray | None:
+    """Name the columns of what a transformer gives that was told to give frames; None for arrays."""
+    if not isinstance(source, Output | Stack):
+        return None
+    made_by = fitted[source.fit]
+    if made_by.plain is made_by.estimator:
+        return None
+    return made_by.estimator.get_feature_names_out()
 
 
 def _width(expression: Expression, fitted: Mapping[int, Fitted]) -> int | None:

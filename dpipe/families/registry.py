@@ -4,7 +4,9 @@ dpipe's own families register here exactly as third parties do.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -200,6 +202,11 @@ class Fitted:
     estimator: Estimator
     way: Way
 
+    @cached_property
+    def plain(self) -> Estimator:
+        """The same, giving arrays: blocks flow as arrays whatever `set_output` asks for."""
+        return without_output_config(self.estimator)
+
 
 def _never_finished(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     raise AssertionError("a refinement gives the fitted estimator itself")
@@ -259,12 +266,15 @@ def _check_parameters(estimator: Estimator) -> None:
             estimator._validate_params()
         except ValueError as err:
             raise InputError(f"{err} Change the parameter; nothing has been read yet.") from err
-    config = getattr(estimator, "_sklearn_output_config", {}).get("transform", "default")
-    if config not in (None, "default"):
-        raise UnsupportedEstimatorError(
-            f"{type(estimator).__name__}.set_output(transform={config!r}) is not supported: "
-            "blocks flow as arrays. Leave the output at 'default', and set it on the fitted result."
-        )
+
+
+def without_output_config(estimator: Estimator) -> Estimator:
+    """Give an estimator whose `transform` gives arrays: itself, or a shallow copy."""
+    if getattr(estimator, "_sklearn_output_config", {}).get("transform", "default") in (None, "default"):
+        return estimator
+    plain = copy(estimator)
+    del plain._sklearn_output_config
+    return plain
 
 
 def registered() -> dict[type, Way]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import (
     AdditiveChi2Sampler,
     PolynomialCountSketch,
@@ -99,6 +100,8 @@ def _meta_of_matrix(result: Any) -> Meta:
     return Meta(n_columns=width, dtype=dtype, sparse=hasattr(result, "nnz"))
 
 
+# what is fitted already stays as it is
+add(FrozenEstimator, Way("stateless", lambda est, stats, meta: est, output=lambda est, meta: Meta()))
 add(FunctionTransformer, Way("stateless", _finish, output=_output_of_function))
 add(Normalizer, Way("stateless", _finish))
 add(Binarizer, Way("stateless", _finish))

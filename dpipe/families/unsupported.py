@@ -17,8 +17,7 @@ _MANY_PASSES = "it would read the data many times"
 
 #: By the second part of the module's name.
 _BY_MODULE: Mapping[str, Refusal] = {
-    "calibration": Refusal(_OTHERS, "the estimator inside"),
-    "cluster": Refusal("it needs the distances between rows, or many passes", "MiniBatchKMeans"),
+    "cluster": Refusal("it needs the distances between rows, or many passes", "KMeans or MiniBatchKMeans"),
     "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, LedoitWolf, OAS or GraphicalLasso"),
     "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
     "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
@@ -34,30 +33,28 @@ _BY_MODULE: Mapping[str, Refusal] = {
         _MANY_PASSES, "Ridge, LassoCV, ElasticNetCV, or an SGD estimator of the same loss"
     ),
     "manifold": Refusal(_PAIRS, "PCA"),
-    "mixture": Refusal(_MANY_PASSES, "MiniBatchKMeans, or GaussianNB where there are labels"),
+    "mixture": Refusal(_MANY_PASSES, "GaussianMixture"),
     "model_selection": Refusal(_OTHERS, "one fit for each candidate, and dpipe.score"),
-    "multiclass": Refusal(_OTHERS, "an estimator that knows several classes, such as SGDClassifier"),
-    "multioutput": Refusal(_OTHERS, "Ridge or LinearRegression, which take several targets"),
+    "multiclass": Refusal("it draws random codes for the classes", "OneVsRestClassifier"),
+    "multioutput": Refusal(
+        "each of its fits needs what the one before predicts", "MultiOutputClassifier or MultiOutputRegressor"
+    ),
     "neighbors": Refusal("it keeps all rows and searches them", "NearestCentroid, or SGDClassifier"),
     "neural_network": Refusal(_MANY_PASSES, "MLPClassifier or MLPRegressor"),
-    "preprocessing": Refusal(
-        "it needs the order of all values, or of all targets", "StandardScaler or MinMaxScaler"
-    ),
+    "preprocessing": Refusal("it takes a kernel matrix, of all pairs of rows", "StandardScaler"),
     "semi_supervised": Refusal(_PAIRS, "SGDClassifier on the rows that have labels"),
     "svm": Refusal(_PAIRS, "SGDClassifier(loss='hinge') or SGDRegressor(loss='epsilon_insensitive')"),
     "tree": Refusal("it needs all rows at each of its splits", "SGDClassifier or SGDRegressor"),
 }
 _BY_NAME: Mapping[str, Refusal] = {
-    "LogisticRegression": Refusal(_MANY_PASSES, "SGDClassifier(loss='log_loss')"),
     "RidgeClassifierCV": Refusal(
         "it would have to score each row by models that did not see it", "RidgeClassifier for each candidate"
     ),
     **{
-        f"{kind}{what}": Refusal(_OTHERS, "one fit for each of its estimators")
-        for kind in ("Bagging", "Stacking", "Voting")
+        f"Bagging{what}": Refusal("it draws rows anew for each of its estimators", f"Voting{what}")
         for what in ("Classifier", "Regressor")
     },
-    "TransformedTargetRegressor": Refusal(_OTHERS, "a transformed y, and its regressor"),
+    "LogisticRegressionCV": Refusal(_OTHERS, "one LogisticRegression for each candidate, and dpipe.score"),
 }
 
 

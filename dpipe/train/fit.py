@@ -24,6 +24,7 @@ from dpipe.composites import catalog as composites
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
 from dpipe.families.compose import Walk, walk
+from dpipe.families.expression import RAW
 from dpipe.families.gradient import foreseen_order, foresees
 from dpipe.families.program import (
     Collector,
@@ -94,12 +95,29 @@ def prepare(
         )
     budget = None if memory is None else parse_bytes(memory)
     source = open_source(X, y, sample_weight)
-    meta = Meta(source.frame, source.n_columns, source.dtype, source.sparse, source.one_dimensional)
+    meta = Meta(
+        source.frame,
+        source.n_columns,
+        source.dtype,
+        source.sparse,
+        one_dimensional=source.one_dimensional,
+    )
     tree = walk(estimator, meta, weighted=source.w is not None)
     _check_target(tree, source)
+    _check_list(tree, X)
     place = find_place(client, budget, source.n_blocks, workers)
     program, place = _fitting_program(tree, _shape(source), place, int(epochs))
     return Prepared(source, program, place, int(epochs))
+
+
+def _check_list(tree: Walk, X: Any) -> None:
+    """Take a list for documents, records or labels only."""
+    for fit in tree.fits:
+        if isinstance(X, list) and fit.is_leaf and fit.source == RAW and not fit.way.one_dimensional:
+            raise InputError(
+                f"X is a list; for {type(fit.estimator).__name__} it must be a Dask DataFrame or Array, a pandas "
+                "DataFrame or a NumPy array. Read files with dpipe.read_parquet or dpipe.read_csv."
+            )
 
 
 def _check_target(tree: Walk, source: Source) -> None:
