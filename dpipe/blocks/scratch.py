@@ -206,7 +206,7 @@ def _target_numbers(y: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray
 
 
 def free_nbytes(folder: str) -> int:
-    """Bytes that may still be written to a folder; 0 if it cannot be looked at."""
+    """Give the bytes that may still be written to a folder; 0 if it cannot be looked at."""
     with contextlib.suppress(OSError):
         return shutil.disk_usage(folder).free
     return 0

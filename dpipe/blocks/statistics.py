@@ -145,7 +145,7 @@ def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
 
 
 def first_not_in(gaps: np.ndarray) -> int:
-    """The first position that is not in a sorted list of some."""
+    """Find the first position that is not in a sorted list of some."""
     beside = np.flatnonzero(gaps != np.arange(len(gaps)))
     return int(beside[0]) if len(beside) else len(gaps)
 

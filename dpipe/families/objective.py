@@ -99,12 +99,12 @@ class Penalty:
     """Which parameters are: boolean, of shape (n_parameters,)."""
 
     def smooth(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """The quadratic part, and its gradient."""
+        """Give the quadratic part, and its gradient."""
         kept = np.where(self.penalised, parameters, 0.0)
         return 0.5 * self.l2 * float(kept @ kept), self.l2 * kept
 
     def absolute(self, parameters: np.ndarray) -> float:
-        """The part of absolute values."""
+        """Give the part of absolute values."""
         return self.l1 * float(np.abs(parameters[self.penalised]).sum())
 
 

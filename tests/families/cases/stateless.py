@@ -1,6 +1,7 @@
 """What learns nothing from the rows, varied."""
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import (
     AdditiveChi2Sampler,
     PolynomialCountSketch,
@@ -12,13 +13,17 @@ from sklearn.preprocessing import (
     FunctionTransformer,
     Normalizer,
     PolynomialFeatures,
+    StandardScaler,
 )
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
 from tests.families.conformance import ARRAYS, CSR, FRAMES, FULL, REGULAR, TEXTS, Case
+from tests.kernel_cases import awkward_frame
 
 
 def stateless():
+    frozen = FrozenEstimator(StandardScaler().fit(awkward_frame()[list(FULL)]))
+    yield Case(frozen, FULL, ("frame", "parquet", "pandas"))
     yield Case(Normalizer(norm="l1"), FULL, FRAMES + ARRAYS + CSR)
     yield Case(Binarizer(threshold=0.5), FULL, FRAMES + ARRAYS + CSR)
     yield Case(FunctionTransformer(), (*TEXTS, "holes"), ("frame", "parquet", "pandas"))
