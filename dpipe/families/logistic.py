@@ -186,10 +186,10 @@ def _fitted(
 ) -> Estimator:
     sums = solved.sums
     X = stand_in.numeric(meta, meta.width or 0, sums.dtype, rows=len(classes), sparse=sums.sparse)
-    tried = clone(estimator)
-    if isinstance(estimator.class_weight, dict):
-        tried.set_params(class_weight=None)
-    fitted = tried.fit(X, classes).set_params(class_weight=estimator.class_weight)
+    # on rows of zeros only this solver has nothing to divide by
+    plain = LogisticRegression(fit_intercept=estimator.fit_intercept)
+    given = estimator.get_params(deep=False)
+    fitted = clone(estimator).set_params(**plain.get_params(deep=False)).fit(X, classes).set_params(**given)
     table = solved.parameters.reshape((n_scores, -1), order="F")
     intercept = np.zeros(n_scores)
     if estimator.fit_intercept:

@@ -23,7 +23,7 @@ from tests.kernel_cases import awkward_frame
 
 def stateless():
     frozen = FrozenEstimator(StandardScaler().fit(awkward_frame()[list(FULL)]))
-    yield Case(frozen, FULL, ("frame", "parquet", "pandas"))
+    yield Case(frozen, FULL, ("frame", "parquet", "pandas"), y="flag")
     yield Case(Normalizer(norm="l1"), FULL, FRAMES + ARRAYS + CSR)
     yield Case(Binarizer(threshold=0.5), FULL, FRAMES + ARRAYS + CSR)
     yield Case(FunctionTransformer(), (*TEXTS, "holes"), ("frame", "parquet", "pandas"))
