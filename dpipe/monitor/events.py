@@ -30,12 +30,15 @@ def emit(event: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def listening(listener: Listener, client: Client | None) -> Iterator[None]:
-    """Call `listener` for each event while inside.
+def listening(listener: Listener | None, client: Client | None) -> Iterator[None]:
+    """Call `listener` for each event while inside; do nothing without one.
 
     With a client whose workers are other processes, events come over its connection; tasks of this
     process call the listener directly.
     """
+    if listener is None:
+        yield
+        return
     with _lock:
         _listeners.append(listener)
     try:

@@ -282,7 +282,7 @@ def _run_passes(prepared: Prepared, client: Client | None) -> Known:
             continue
         end = next((i for i in range(start, len(passes)) if passes[i].refines), len(passes))
         graph, key = _build(prepared, range(start, end), known)
-        known = compute(Delayed(key, graph.tasks), client)
+        known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
         start = end
     return known
 
@@ -318,18 +318,24 @@ def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | 
         merged = add_scan(
             graph, reading, Collector(replace(step, collects=asked)), held, name=name, counted=False
         )
-        found, kept = compute_keys(graph.tasks, merged, keys, client)
+        found, kept = compute_keys(graph.tasks, merged, keys, client, prepared.place.threads)
         inputs = inputs or (kept_inputs(reading, kept) if kept else [])
         running.answer(states_of(found, "fit"), found.tally)
     return running.finished()
 
 
 def run_fit(
-    prepared: Prepared, listener: Callable[[dict[str, Any]], None], started: Callable[[Client | None], None]
+    prepared: Prepared,
+    listener: Callable[[dict[str, Any]], None] | None = None,
+    started: Callable[[Client | None], None] | None = None,
 ) -> tuple[Estimator, tuple[Tally, ...]]:
-    """Run a planned fit; give the fitted estimator, and what each pass read."""
-    with running(prepared.place) as client, listening(listener, client):
-        started(client)
+    """Run a planned fit; give the fitted estimator, and what each pass read.
+
+    `listener` is told of each block, and `started` of the client, if there is one.
+    """
+    with running(prepared.place, watched=started is not None) as client, listening(listener, client):
+        if started is not None:
+            started(client)
         try:
             known = _run_passes(prepared, client)
         finally:
@@ -351,10 +357,6 @@ def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
         if not prepared.source.may_skip:
             raise DpipeError(f"{said}. Files changed during the run, or a block was lost; run it again.")
         warnings.warn(f"{said}: what could not be read was left out.", stacklevel=3)
-
-
-def _ignore(_: Any) -> None:
-    return None
 
 
 def plan(
@@ -449,7 +451,7 @@ def fit(
     if not compute:
         return delayed_fit(prepared)
     if workdir is None:
-        return run_fit(prepared, _ignore, _ignore)[0]
+        return run_fit(prepared)[0]
     name = type(estimator).__name__
     with Session(f"fit {name}", make_workdir(workdir), budget_nbytes=prepared.plan.memory_nbytes) as session:
         fitted, tallies = run_fit(prepared, session.listener, session.started)

@@ -134,10 +134,6 @@ def score(
     return found.metrics
 
 
-def _ignore(_: Any) -> None:
-    return None
-
-
 def score_source(
     fitted: Estimator,
     X: Any,
@@ -149,8 +145,8 @@ def score_source(
     client: Client | None = None,
     workers: int | None = None,
     scratch: Path | None = None,
-    listener: Listener = _ignore,
-    started: Callable[[Client | None], None] = _ignore,
+    listener: Listener | None = None,
+    started: Callable[[Client | None], None] | None = None,
 ) -> Scores:
     """Score a fitted model: metrics, curves for the report, and what was read.
 
@@ -190,9 +186,10 @@ def score_source(
         name="score",
     )
     try:
-        with running(place) as chosen, listening(listener, chosen):
-            started(chosen)
-            state = compute(Delayed(key, graph.tasks), chosen)
+        with running(place, watched=started is not None) as chosen, listening(listener, chosen):
+            if started is not None:
+                started(chosen)
+            state = compute(Delayed(key, graph.tasks), chosen, place.threads)
         found = dict(zip(collected, states_of(state, "score"), strict=True))
         metrics, curves = _finished(wants, found, labels)
     finally:
