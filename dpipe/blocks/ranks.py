@@ -147,7 +147,7 @@ class Sample:
 class Sampling:
     """Wants a `Sample`, of so many rows of each block."""
 
-    rows: int = 32_768
+    rows: int = 16_384
     placed: ClassVar[bool] = True
     partial: ClassVar[bool] = True
     """A pass that collects nothing else reads some of the blocks only."""
@@ -155,12 +155,21 @@ class Sampling:
 
     def of(self, X: Block, y: Any = None, w: np.ndarray | None = None, at: RowsAt | None = None) -> Sample:
         """Read one block."""
-        n = n_rows(X)
-        # one random row of each of many equal ranges: more even than rows drawn at random
-        strata = np.arange(self.rows) + np.random.default_rng(n).random(self.rows)
-        rows = None if n <= self.rows else (strata * (n / self.rows)).astype(np.int64)
+        chosen = self.chosen(n_rows(X))
         dtype, columns = _columns(X)
-        found = [_sample_column(values, gaps, rows) for values, gaps in columns]
+        found = [_sample_column(values, gaps, chosen) for values, gaps in columns]
+        return self.joined(X, found, dtype, at)
+
+    def chosen(self, n: int) -> np.ndarray | None:
+        """Choose rows of a block of some length: one of each of many equal ranges; None for all."""
+        strata = np.arange(self.rows) + np.random.default_rng(n).random(self.rows)
+        return None if n <= self.rows else (strata * (n / self.rows)).astype(np.int64)
+
+    def joined(
+        self, X: Block, found: Sequence[tuple[int, float, float, Points, int]], dtype: Any, at: RowsAt | None
+    ) -> Sample:
+        """Put the columns of a block together."""
+        n = n_rows(X)
         return Sample(
             n,
             n - np.array([n_gaps for n_gaps, *_ in found], dtype=np.int64),
@@ -221,14 +230,20 @@ class Found:
     """What lies in the intervals of each column."""
 
     inside: tuple[tuple[Inside, ...], ...]
+    sample: Sample | None = None
+    """A sample of the same blocks, where one was asked for."""
 
     def merge(self, other: Self) -> Self:
         """Join with later rows; what has become too much is thinned out."""
+        both = self.sample is not None and other.sample is not None
         joined = [
             [a.merge(b) for a, b in zip(mine, theirs, strict=True)]
             for mine, theirs in zip(self.inside, other.inside, strict=True)
         ]
-        return type(self)(_thinned(joined))
+        return type(self)(
+            _thinned(joined),
+            self.sample.merge(other.sample) if both and self.sample and other.sample else None,
+        )
 
 
 def _thinned(columns: Sequence[Sequence[Inside]]) -> tuple[tuple[Inside, ...], ...]:
@@ -252,15 +267,22 @@ class Within:
     name: ClassVar[str] = "values near the quantiles"
     intervals: tuple[Intervals, ...]
     """For each column closed intervals, sorted, that do not overlap."""
+    sampling: Sampling | None = None
+    """What to sample beside."""
+    placed: ClassVar[bool] = True
 
-    def of(self, X: Block, y: Any = None, w: np.ndarray | None = None) -> Found:
+    def of(self, X: Block, y: Any = None, w: np.ndarray | None = None, at: RowsAt | None = None) -> Found:
         """Read one block."""
-        found = []
-        _, columns = _columns(X)
+        found, sampled = [], []
+        dtype, columns = _columns(X)
+        chosen = None if self.sampling is None else self.sampling.chosen(n_rows(X))
         for (values, gaps), intervals in zip(columns, self.intervals, strict=True):
+            if self.sampling is not None:
+                sampled.append(_sample_column(values, gaps, chosen))
             values[gaps] = np.nan
             found.append(_inside(values, intervals))
-        return Found(_thinned(found))
+        sample = None if self.sampling is None else self.sampling.joined(X, sampled, dtype, at)
+        return Found(_thinned(found), sample)
 
 
 def _inside(values: np.ndarray, intervals: Intervals) -> list[Inside]:
@@ -295,10 +317,15 @@ def _columns(X: Block) -> tuple[np.dtype[Any], Iterator[tuple[np.ndarray, np.nda
     return matrix.dtype, ((values, np.flatnonzero(np.isnan(values))) for values in dense)
 
 
+#: A sample in case that a first look has missed; it counts all rows, too.
+_BESIDE = Sampling(512)
+
+
 def first_look(sample: Sample, shares: Sequence[float]) -> Within:
     """Give what to look for while the blocks are counted that a first sample has left out."""
     columns = range(len(sample.points))
-    return Within(tuple(_joined([sample.interval(j, share) for share in shares]) for j in columns))
+    intervals = (_joined([sample.interval(j, share) for share in shares]) for j in columns)
+    return Within(tuple(intervals), _BESIDE)
 
 
 def select(

@@ -37,8 +37,6 @@ Asking = Generator[tuple[Any, ...], Sequence[Any], Any]
 #: A quantile between 0 and 1, and numpy's method for it; or "median", the mean of the two middle values.
 Cut = tuple[float, str]
 
-#: Counts all rows, and samples some in case that a first look has missed.
-_LIGHT = Sampling(4096)
 #: The methods that a quantile can be asked for by name.
 METHODS = (
     "linear",
@@ -75,7 +73,8 @@ def quantiles(sample: Sample, cuts: Sequence[Cut]) -> Asking:
     looked = None
     if not sample.is_complete:
         look = first_look(sample, [q for q, _ in cuts])
-        found, sample = yield (look, _LIGHT)
+        (found,) = yield (look,)
+        sample = found.sample
         looked = look, found
     places = [[_place(int(n), *cut) for cut in cuts] if n else [] for n in sample.observed]
     ranks = [sorted({rank for low, high, _ in column for rank in (low, high)}) for column in places]
@@ -92,7 +91,7 @@ def completed(sample: Sample) -> Asking:
     """Give the sample of all blocks; its counts and extremes are those of the data."""
     if sample.is_complete:
         return sample
-    (sample,) = yield (_LIGHT,)
+    (sample,) = yield (Sampling(),)
     return sample
 
 
