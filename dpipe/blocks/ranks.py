@@ -130,7 +130,7 @@ class Sample:
         n, drawn = float(self.observed[j]), float(self.n_sampled[j])
         found = None
         if drawn:
-            spread = 4 * np.sqrt(max(share * (1 - share), 1 / drawn) / drawn)
+            spread = 3.6 * np.sqrt(max(share * (1 - share), 1 / drawn) / drawn)
             found = self.points[j].around(share * n, n * (spread + 2 / drawn))
         below, above = found or (-np.inf, np.inf)
         if not self.is_complete:
@@ -147,7 +147,7 @@ class Sample:
 class Sampling:
     """Wants a `Sample`, of so many rows of each block."""
 
-    rows: int = 16_384
+    rows: int = 12_288
     placed: ClassVar[bool] = True
     partial: ClassVar[bool] = True
     """A pass that collects nothing else reads some of the blocks only."""
