@@ -267,10 +267,27 @@ def _fitted_bins(estimator: Estimator, edges: list[np.ndarray], meta: Meta, samp
         rising[:, one_bin] = X[:, one_bin]
     given = {name: getattr(estimator, name) for name in ("n_bins", "strategy", "subsample")}
     fitted = clone(estimator).set_params(n_bins=np.maximum(n_bins, 2), strategy="uniform", subsample=None)
-    fitted.fit(rising)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of stand-ins
+        fitted.fit(rising)
+    _warn_of_bins(estimator, n_bins, sample)
     for j in np.flatnonzero(sample.low < sample.high):
         fitted.bin_edges_[j] = edges[j]
     return fitted.set_params(**given)
+
+
+def _warn_of_bins(estimator: Estimator, n_bins: np.ndarray, sample: Sample) -> None:
+    """Warn of constant columns and of bins that were left out, as scikit-learn does."""
+    wanted = np.broadcast_to(estimator.n_bins, n_bins.shape)
+    for j, (found, asked) in enumerate(zip(n_bins, wanted, strict=True)):
+        if sample.low[j] == sample.high[j]:
+            warnings.warn(f"Feature {j} is constant and will be replaced with 0.", stacklevel=2)
+        elif found < asked:
+            warnings.warn(
+                f"Bins whose width are too small (i.e., <= 1e-8) in feature {j} are removed. Consider decreasing the "
+                "number of bins.",
+                stacklevel=2,
+            )
 
 
 def _refine_splines(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
