@@ -117,8 +117,9 @@ EXAMPLES = [
     ),
     Example(
         "preprocessing/plot_discretization",
-        make_pipeline(KBinsDiscretizer(n_bins=10, encode="onehot"), Ridge()),
+        make_pipeline(KBinsDiscretizer(n_bins=10, encode="onehot"), Ridge(tol=1e-10)),
         load_diabetes,
+        rtol=1e-5,
     ),
     Example(
         "linear_model/plot_polynomial_interpolation",
