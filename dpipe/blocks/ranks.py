@@ -29,22 +29,52 @@ MOST_INSIDE = 2**22
 _FEW = 8
 
 
+#: Pieces that points are held in before they are put in order: each time costs a sort of all of them.
+_MOST_PIECES = 64
+
+
 @dataclass(frozen=True)
 class Points:
     """Some values of a column, each standing for several."""
 
-    values: np.ndarray
-    """Sorted and distinct; float64."""
-    weights: np.ndarray
-    """How many values each stands for; float64, whole numbers where they are exact."""
+    pieces: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """Values, sorted and distinct, and how many each stands for: whole numbers where they are exact. Both float64."""
     error: float = 0.0
     """By how many ranks a point may be off."""
 
     @classmethod
-    def of(cls, values: np.ndarray, weight: float = 1.0, error: float = 0.0) -> Self:
+    def of(cls, values: np.ndarray, weight: float = 1.0) -> Self:
         """Count distinct values."""
         found, n = np.unique(values, return_counts=True)
-        return cls(found, n * weight, error)
+        return cls(((found, n * weight),) if len(found) else ())
+
+    @cached_property
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.pieces) == 1:
+            return self.pieces[0]
+        values = np.concatenate([np.empty(0), *(values for values, _ in self.pieces)])
+        weights = np.concatenate([np.empty(0), *(weights for _, weights in self.pieces)])
+        order = np.argsort(values, kind="stable")  # takes advantage of sorted runs
+        values, weights = values[order], weights[order]
+        first = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else order
+        if len(first) < len(values):
+            values, weights = values[first], np.add.reduceat(weights, first)
+        return values, weights
+
+    @property
+    def values(self) -> np.ndarray:
+        """All values, sorted and distinct."""
+        return self._joined[0]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How many values each of them stands for."""
+        return self._joined[1]
+
+    @property
+    def n_held(self) -> int:
+        """Points in all pieces."""
+        return sum(len(values) for values, _ in self.pieces)
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -54,32 +84,25 @@ class Points:
     @property
     def total(self) -> float:
         """How many values all of them stand for."""
-        return float(self.ends[-1]) if len(self.ends) else 0.0
+        return float(sum(weights.sum() for _, weights in self.pieces))
 
     def merge(self, other: Self) -> Self:
         """Join with the points of later rows."""
-        if not len(other.values):
-            return self
-        values = np.concatenate([self.values, other.values])
-        order = np.argsort(values, kind="stable")  # merges two sorted runs in linear time
-        values, weights = values[order], np.concatenate([self.weights, other.weights])[order]
-        first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-        if len(first) < len(values):
-            values, weights = values[first], np.add.reduceat(weights, first)
-        return type(self)(values, weights, self.error + other.error)
+        both = type(self)(self.pieces + other.pieces, self.error + other.error)
+        return type(self)((both._joined,), both.error) if len(both.pieces) > _MOST_PIECES else both
 
     def thinned(self, most: int) -> Self:
-        """Keep about so many points, evenly by rank, of more than twice as many."""
-        if len(self.values) <= 2 * most:
+        """Keep about so many points, evenly by rank, of more than four times as many."""
+        if self.n_held <= 4 * most:
             return self
         group = np.floor(self.ends * (most / self.total))
         last = np.flatnonzero(np.append(np.diff(group) > 0, True))
         weights = np.diff(np.concatenate([[0.0], self.ends[last]]))
-        return type(self)(self.values[last], weights, self.error + self.total / most)
+        return type(self)(((self.values[last], weights),), self.error + self.total / most)
 
     def around(self, rank: float, margin: float) -> tuple[float, float] | None:
         """Give the points that enclose a rank, with a margin on both sides; None where there are none."""
-        if not len(self.values):
+        if not self.pieces:
             return None
         reach = margin + self.error + 1
         low = int(np.searchsorted(self.ends, rank - reach, side="right")) - 1
@@ -155,14 +178,15 @@ class Sampling:
 
     def of(self, X: Block, y: Any = None, w: np.ndarray | None = None, at: RowsAt | None = None) -> Sample:
         """Read one block."""
-        chosen = self.chosen(n_rows(X))
+        chosen = self.chosen(n_rows(X), at)
         dtype, columns = _columns(X)
         found = [_sample_column(values, gaps, chosen) for values, gaps in columns]
         return self.joined(X, found, dtype, at)
 
-    def chosen(self, n: int) -> np.ndarray | None:
-        """Choose rows of a block of some length: one of each of many equal ranges; None for all."""
-        strata = np.arange(self.rows) + np.random.default_rng(n).random(self.rows)
+    def chosen(self, n: int, at: RowsAt | None) -> np.ndarray | None:
+        """Choose rows of a block: one of each of many equal ranges, others in each block; None for all."""
+        seed = (n, 0 if at is None else at.first)
+        strata = np.arange(self.rows) + np.random.default_rng(seed).random(self.rows)
         return None if n <= self.rows else (strata * (n / self.rows)).astype(np.int64)
 
     def joined(
@@ -247,13 +271,13 @@ class Found:
 
 
 def _thinned(columns: Sequence[Sequence[Inside]]) -> tuple[tuple[Inside, ...], ...]:
-    held = sum(len(each.points.values) for column in columns for each in column)
+    held = sum(each.points.n_held for column in columns for each in column)
     if held <= MOST_INSIDE:
         return tuple(map(tuple, columns))
-    share = MOST_INSIDE / held / 2
+    share = MOST_INSIDE / held / 8
     return tuple(
         tuple(
-            Inside(i.n_below, i.n_low, i.n_high, i.points.thinned(max(int(len(i.points.values) * share), 64)))
+            Inside(i.n_below, i.n_low, i.n_high, i.points.thinned(max(int(i.points.n_held * share), 64)))
             for i in column
         )
         for column in columns
@@ -275,7 +299,7 @@ class Within:
         """Read one block."""
         found, sampled = [], []
         dtype, columns = _columns(X)
-        chosen = None if self.sampling is None else self.sampling.chosen(n_rows(X))
+        chosen = None if self.sampling is None else self.sampling.chosen(n_rows(X), at)
         for (values, gaps), intervals in zip(columns, self.intervals, strict=True):
             if self.sampling is not None:
                 sampled.append(_sample_column(values, gaps, chosen))
