@@ -11,6 +11,7 @@ from sklearn.utils import all_estimators
 from dpipe.families import (
     bayes,
     bayesian,
+    bisecting,
     centroid,
     cluster,
     covariance,

@@ -52,7 +52,8 @@ class Assigned:
     """Of shape (n_clusters,)."""
     sums: np.ndarray
     """Of shape (n_clusters, n_features)."""
-    inertia: float
+    inertia: np.ndarray
+    """Squared distances of its rows, where they were asked for; of shape (n_clusters,)."""
     labels: np.ndarray | None
     """int32 of shape (n_rows,), where they were asked for."""
 
@@ -84,12 +85,13 @@ class Nearest:
         weights = np.ones(n) if w is None else np.asarray(w, dtype=np.float64)
         labels = np.empty(n, dtype=np.int32)
         sums = np.zeros_like(self.centers)
-        inertia = 0.0
+        inertia = np.zeros(k)
         with single_threaded_blas():
             for rows, part in slices(X, self.mean):
                 mine = labels[rows] = nearest(part, self.centers)
                 if self.final:
-                    inertia += float(weights[rows] @ squared_distances(part, self.centers, mine))
+                    far = weights[rows] * squared_distances(part, self.centers, mine)
+                    inertia += np.bincount(mine, far, minlength=k)
                 else:
                     each = np.arange(len(mine))
                     chosen = sp.csr_array((weights[rows], (mine, each)), shape=(k, len(mine)))
@@ -160,8 +162,14 @@ class Clustering:
     centers: np.ndarray
     """Less the mean."""
     labels: np.ndarray
-    inertia: float
+    inertias: np.ndarray
+    """Of each cluster."""
     n_iter: int
+
+    @property
+    def inertia(self) -> float:
+        """Of all clusters."""
+        return float(self.inertias.sum())
 
 
 def lloyd(start: np.ndarray, mean: np.ndarray | None, *, tol: float, max_iter: int) -> Asking:
