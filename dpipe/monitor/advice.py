@@ -98,11 +98,12 @@ def _few_blocks(run: RunRecord) -> Iterator[str]:
     idle = [
         (number, one)
         for number, one in enumerate(run.passes, 1)
-        if one.way != "stream" and 0 < one.n_blocks < slots and one.seconds >= _NOTEWORTHY_S
+        if one.way != "stream" and 0 < one.n_blocks < slots * one.n_readings and one.seconds >= _NOTEWORTHY_S
     ]
     if idle:
         number, one = max(idle, key=lambda item: item[1].seconds)
-        blocks = "1 block" if one.n_blocks == 1 else f"{one.n_blocks} blocks"
+        n_blocks = one.n_blocks // one.n_readings
+        blocks = "1 block" if n_blocks == 1 else f"{n_blocks} blocks"
         yield (
             f"Pass {number} had {blocks} for {slots} threads{_others(len(idle) - 1)}, so that some had "
             "nothing to do. Smaller blocks would keep them busy."

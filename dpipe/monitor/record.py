@@ -72,7 +72,9 @@ class PassRecord:
     reason : str
         Why it could not be part of an earlier pass.
     n_blocks, rows, nbytes : int
-        What was read; bytes are counted after decoding.
+        What was read, in all readings; bytes are counted after decoding.
+    n_readings : int
+        How often all blocks were read.
     seconds : float
         Wall time.
     projected_nbytes, measured_nbytes : int
@@ -90,6 +92,7 @@ class PassRecord:
     seconds: float = 0.0
     projected_nbytes: int = 0
     measured_nbytes: int = 0
+    n_readings: int = 1
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,9 @@ def _tiles(record: RunRecord) -> list[Tile]:
     rows, nbytes = sum(one.rows for one in passes), sum(one.nbytes for one in passes)
     seconds = sum(one.seconds for one in passes)
     collected = [stage.rows_out for stage in record.stages if stage.kind == "collect" and stage.rows_out]
-    of_data = collected[0] if collected else max((one.rows for one in passes), default=0)
+    of_data = (
+        collected[0] if collected else max((one.rows // max(one.n_readings, 1) for one in passes), default=0)
+    )
     budget, peak = memory.budget_nbytes, memory.measured_nbytes
     return [
         Tile("Rows", _count(of_data), f"{_count(rows)} read in all passes"),

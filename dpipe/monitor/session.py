@@ -20,6 +20,7 @@ from dpipe.monitor.record import CurveRecord, MachineRecord, MemoryRecord, PassR
 from dpipe.monitor.report import write_report
 from dpipe.monitor.sampler import MemorySampler
 from dpipe.plan_record import Plan
+from dpipe.sizes import counted
 
 _PACKAGES = ("dpipe", "dask", "distributed", "scikit-learn", "numpy", "pandas", "pyarrow")
 
@@ -136,14 +137,16 @@ class Session:
         self.reserved = max(self.reserved, plan.reserved_nbytes)
         self.projected = max(self.projected, plan.projected_nbytes or 0)
         for step, tally in zip(plan.passes, tallies, strict=True):
+            readings = "" if tally.n_readings is None else f", {counted(tally.n_readings, 'reading')}"
             self.add_pass(
                 stage,
-                f"Pass {step.number}",
+                f"Pass {step.number}{readings}",
                 step.way,
                 tally,
                 collects=step.collects or step.fits,
-                reason=step.why,
+                reason="; ".join(filter(None, [step.why, step.scratch])),
                 projected_nbytes=step.projected_nbytes or 0,
+                n_readings=step.epochs if tally.n_readings is None else tally.n_readings,
             )
 
     def add_pass(self, stage: str, title: str, way: str, tally: Tally, **described: Any) -> None:
