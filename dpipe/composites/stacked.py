@@ -137,7 +137,7 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinemen
         fitted._label_encoder = LabelEncoder().fit(classes)
         fitted.classes_ = fitted._label_encoder.classes_
     stacked = Stacked(by_fold, fitted.stack_method_, folds, len(classes), estimator.passthrough, view)
-    widths = _widths(fitted, meta, len(classes))
+    widths = _widths(fitted, len(classes))
     fitted._n_feature_outs = widths
     width = sum(widths) + (estimator.passthrough and (meta.width or 0))
     inner = Meta(n_columns=width, weighted=meta.weighted)
@@ -145,7 +145,7 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinemen
     return fitted
 
 
-def _widths(fitted: Estimator, meta: Meta, n_classes: int) -> list[int]:
+def _widths(fitted: Estimator, n_classes: int) -> list[int]:
     """Tell how many columns each part gives."""
     both = {"predict": 1, "decision_function": 1 if n_classes == 2 else n_classes}
     both["predict_proba"] = 1 if n_classes == 2 else n_classes
