@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
 from dpipe.families.compose import Fit, Walk
 from dpipe.families.expression import (
@@ -97,6 +98,9 @@ class Program:
 def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: int = 1) -> Program:
     """Arrange the fits of an estimator into the fewest passes.
 
+    Fits that must know where the rows stand wait for a pass that has counted the blocks, where their lengths are
+    not known.
+
     Raises
     ------
     MemoryLimitError
@@ -112,9 +116,13 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
     passes: list[ProgramPass] = []
     records: list[PassPlan] = []
     while walk.root not in done:
-        attempt = _Pass(walk, frozenset(done), started).refined().filled()
+        attempt = _Pass(walk, frozenset(done), started)
+        attempt.lengths_known = bool(passes) or shape.n_rows is not None
+        attempt.refined().filled()
         number = len(passes) + 1
-        if not attempt.collects and not attempt.refines:
+        if not attempt.collects and not attempt.refines and not attempt.lengths_known and needs_places(walk):
+            attempt.collects.append((RowCount, Columns(RAW, (0,))))
+        elif not attempt.collects and not attempt.refines:
             attempt = _Pass(walk, frozenset(done), started).streamed()
         step = attempt.made(shape)
         step, attempt.scratch = _with_scratch(step, walk, shape, resources, epochs)
@@ -141,6 +149,7 @@ class _Pass:
         self.rules: list[str] = []
         self.learner: Fit | None = None
         self.refines: list[Fit] = []
+        self.lengths_known = True
         self.scratch = _NO_SCRATCH
 
     def filled(self, *, no_data: bool = False) -> "_Pass":
@@ -181,6 +190,8 @@ class _Pass:
             and fit.way.kind not in _STARTED
             and not needed_fits(fit.source) <= self._ready()
         ):
+            return
+        if not self.lengths_known and any(_needs_place(want) for want, _ in fit.wants):
             return
         kept = len(self.collects), len(self.rules)
         stats = [self._resolve(want, expression) for want, expression in fit.wants]
@@ -232,6 +243,16 @@ class _Pass:
         if not only_samples or not self.collects or self.refines or shape.n_rows is None:
             return 1
         return _SAMPLE_EVERY if len(shape.rows) >= _SAMPLE_EVERY * _FEWEST_SAMPLED else 1
+
+
+def needs_places(walk: Walk) -> bool:
+    """Tell whether a fit must know where in the data its rows stand, from its first pass on."""
+    return any(_needs_place(want) for fit in walk.fits for want, _ in fit.wants)
+
+
+def _needs_place(want: Any) -> bool:
+    # who only samples can also do without
+    return getattr(want, "placed", False) and not getattr(want, "partial", False)
 
 
 #: A pass that only samples reads every so many blocks, if that leaves it enough of them.
@@ -330,7 +351,7 @@ def _record(
         way="stream" if step.learner is not None else "refine" if step.refines else "merge",
         fits=_fit_names(step),
         collects=tuple(dict.fromkeys(collects)),
-        why=_why(number, step, attempt, walk, fitted_in),
+        why=_why(number, step, attempt, walk, fitted_in, shape),
         rules=tuple(attempt.rules),
         columns=tuple(shape.names[j] for j in positions),
         n_blocks=len(shape.rows[step.sampled]),
@@ -372,7 +393,14 @@ def _describe(expression: Expression, walk: Walk, shape: DataShape) -> str:
     return f"the output of {walk.fits[expression.fit].name.split(' / ')[-1]}"
 
 
-def _why(number: int, step: ProgramPass, attempt: _Pass, walk: Walk, fitted_in: dict[int, int]) -> str:
+def _why(
+    number: int,
+    step: ProgramPass,
+    attempt: _Pass,
+    walk: Walk,
+    fitted_in: dict[int, int],
+    shape: DataShape,
+) -> str:
     """Say what kept this pass from being an earlier one."""
     if number == 1:
         return "first reading of the data"
@@ -382,7 +410,10 @@ def _why(number: int, step: ProgramPass, attempt: _Pass, walk: Walk, fitted_in: 
         if attempt.was_started.get(step.learner.index):
             waits.append(f"the classes found in pass {attempt.was_started[step.learner.index]}")
         return f"learns in order, block after block, from {' and '.join(waits) or 'the first block on'}"
-    waits = [
+    waits = []
+    if any(_needs_place(want) for want, _ in step.collects) and shape.n_rows is None:
+        waits.append("the places of the rows follow from what pass 1 has counted")
+    waits += [
         f"{fit.name} refines what pass {attempt.was_started[fit.index]} has found" for fit in step.refines
     ]
     for want, expression in step.collects:

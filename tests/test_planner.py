@@ -6,7 +6,7 @@ import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.impute import KNNImputer, SimpleImputer
-from sklearn.linear_model import LinearRegression, SGDClassifier
+from sklearn.linear_model import LassoCV, LinearRegression, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, Normalizer, OneHotEncoder, StandardScaler
@@ -134,3 +134,13 @@ def test_the_projection_does_not_grow_with_the_number_of_blocks():
 def test_an_estimator_without_a_way_is_named():
     with pytest.raises(UnsupportedEstimatorError, match="KNNImputer cannot be fitted block by block"):
         plan(make_pipeline(KNNImputer(), StandardScaler()))
+
+
+def test_places_of_rows_wait_for_a_pass_that_counts_blocks_of_unknown_length():
+    model = make_pipeline(StandardScaler(), LassoCV(cv=3))
+    found = [plan(model, rows=lengths) for lengths in [(100, 100), (None, None)]]
+    assert [each.n_passes for each in found] == [1, 2]
+    assert "follow from what pass 1 has counted" in found[1].passes[1].why
+    alone = plan(LassoCV(cv=3), rows=(None, None))
+    assert alone.n_passes == 2
+    assert alone.passes[0].collects[0].startswith("RowCount of ")

@@ -355,6 +355,22 @@ class Present:
 
 
 @dataclass(frozen=True)
+class RowCount:
+    """How many rows there are."""
+
+    n_rows: int
+
+    @classmethod
+    def of(cls, X: Block, y: Any = None, w: np.ndarray | None = None) -> Self:
+        """Read one block."""
+        return cls(n_rows(X))
+
+    def merge(self, other: Self) -> Self:
+        """Join with later rows."""
+        return type(self)(self.n_rows + other.n_rows)
+
+
+@dataclass(frozen=True)
 class Nonzeros:
     """How many entries of a matrix are stored: its density."""
 

@@ -28,6 +28,7 @@ class Refinements:
         self._running: dict[int, Refinement] = {}
         self._asked: dict[int, tuple[Any, ...]] = {}
         self._tally: Tally | None = None
+        self._lengths: tuple[int, ...] = ()
         self.n_rounds = 0
         for fit in step.refines:
             assert fit.way.refine is not None
@@ -51,6 +52,7 @@ class Refinements:
         if not self.n_rounds:
             self._states = states[: len(self._step.collects)]
         self.n_rounds += 1
+        self._lengths = self._lengths or tally.lengths
         self._tally = tally if self._tally is None else self._tally.merge(tally)
         for fit in self._step.refines:
             if fit.index in self._asked:
@@ -72,7 +74,7 @@ class Refinements:
 
     def finished(self) -> Known:
         """Give what is known after the last round: these fits, and those that waited for them alone."""
-        tally = replace(self._tally or Tally(), n_readings=self.n_rounds, lengths=())
+        tally = replace(self._tally or Tally(), n_readings=self.n_rounds, lengths=self._lengths)
         known = replace(
             self._known,
             fitted={**self._known.fitted, **self._fitted},

@@ -42,7 +42,7 @@ from dpipe.families.registry import Estimator, Meta
 from dpipe.monitor.events import listening
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
-from dpipe.planner import DataShape, Program, Resources, make_program
+from dpipe.planner import DataShape, Program, Resources, make_program, needs_places
 from dpipe.run import (
     GraphBuilder,
     Input,
@@ -122,15 +122,6 @@ def _check_list(tree: Walk, X: Any) -> None:
 
 def _check_target(tree: Walk, source: Source) -> None:
     for fit in tree.fits:
-        # who only samples can also do without
-        placed = (
-            getattr(want, "placed", False) and not getattr(want, "partial", False) for want, _ in fit.wants
-        )
-        if source.n_rows is None and any(placed):
-            raise InputError(
-                f"{fit.name} must know where in the data each row stands, but the lengths of the blocks are not "
-                "known. Read files with dpipe.read_parquet, or call X.compute_chunk_sizes() on an array first."
-            )
         if fit.way.needs_y and source.y is None:
             raise InputError(
                 f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
@@ -206,24 +197,32 @@ def _build(prepared: Prepared, passes: range, known: Known | None = None) -> tup
     else:
         last = graph.hold("known", known).key
     for number in passes:
-        last = _add_pass(graph, prepared, program.passes[number], number + 1, last)
+        last = _add_pass(graph, prepared, program.passes[number], number + 1, last, known)
     return graph, last
 
 
-def _add_pass(graph: GraphBuilder, prepared: Prepared, step: ProgramPass, number: int, known: Any) -> Any:
+def _add_pass(
+    graph: GraphBuilder,
+    prepared: Prepared,
+    step: ProgramPass,
+    number: int,
+    known: Any,
+    before: Known | None,
+) -> Any:
     # no dash before the number: Dask would take all that follows for a hash, and all tasks for alike
     held = graph.hold(f"pass{number}", step)
     finish = f"pass{number}-finish"
     if step.learner is None:
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
-        inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)[step.sampled]
+        inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)
+        inputs = _placed(inputs, before or Known())[step.sampled]
         slots = prepared.place.threads * prepared.place.workers
         merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     learned = add_stream(
         graph,
-        add_inputs(graph, prepared.source, step.columns),
+        _placed(add_inputs(graph, prepared.source, step.columns), before or Known()),
         Preparer(step),
         Starter(step.learner.index),
         learn,
@@ -255,7 +254,7 @@ def _estimator_of(known: Known, root: int) -> Estimator:
 
 def delayed_fit(prepared: Prepared) -> Delayed:
     """Give the fitted estimator as a Delayed."""
-    if any(step.refines for step in prepared.program.passes):
+    if _counts_first(prepared) or any(step.refines for step in prepared.program.passes):
         # how many readings there will be is not known beforehand, so that all of it is one task
         graph = GraphBuilder(_token(prepared))
         key = graph.add("fitted", _fit_in_task, graph.hold("fit", prepared))
@@ -263,6 +262,10 @@ def delayed_fit(prepared: Prepared) -> Delayed:
     graph, known = _build(prepared, range(len(prepared.program.passes)))
     key = graph.add("fitted", _estimator_of, TaskRef(known), prepared.program.walk.root)
     return Delayed(key, graph.tasks)
+
+
+def _counts_first(prepared: Prepared) -> bool:
+    return prepared.source.n_rows is None and needs_places(prepared.program.walk)
 
 
 def _fit_in_task(prepared: Prepared) -> Estimator:
@@ -274,6 +277,8 @@ def _run_passes(prepared: Prepared, client: Client | None) -> Known:
     passes = prepared.program.passes
     known: Known | None = None
     start = 0
+    # places of rows are told when a graph is built, so that a first pass which counts them has one of its own
+    counts_first = _counts_first(prepared)
     while start < len(passes) or known is None:
         if start < len(passes) and passes[start].refines:
             known = known or finish_pass(prepared.program.at_once, Known(), None)
@@ -281,6 +286,7 @@ def _run_passes(prepared: Prepared, client: Client | None) -> Known:
             start += 1
             continue
         end = next((i for i in range(start, len(passes)) if passes[i].refines), len(passes))
+        end = min(end, 1) if counts_first and start == 0 else end
         graph, key = _build(prepared, range(start, end), known)
         known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
         start = end

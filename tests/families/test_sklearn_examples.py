@@ -206,8 +206,6 @@ def blocks(values, kind):
     return da.from_array(values, chunks=(len(values) // 4, *values.shape[1:]))
 
 
-#: Folds follow from the places of the rows, and lengths of blocks are not known of a frame in memory.
-IN_FOLDS = ("ensemble/plot_stack_predictors", "linear_model/plot_ridge_coeffs")
 UNSUPERVISED = ("cluster/plot_kmeans_digits", "mixture/plot_gmm_covariances")
 BY_NAME = ("compose/plot_column_transformer_mixed_types", "miscellaneous/plot_pipeline_display")
 
@@ -217,7 +215,7 @@ BY_NAME = ("compose/plot_column_transformer_mixed_types", "miscellaneous/plot_pi
 def test_an_example_runs_unchanged(example):
     X, y = example.load(return_X_y=True, as_frame=True)
     for kind in ("frame", "array"):
-        if (kind == "frame" and example.name in IN_FOLDS) or (kind == "array" and example.name in BY_NAME):
+        if kind == "array" and example.name in BY_NAME:
             continue
         rows, targets = (X, y) if kind == "frame" else (X.to_numpy(), y.to_numpy())
         arguments = () if example.name in UNSUPERVISED else (targets,)
