@@ -31,10 +31,10 @@ def test_files_know_the_places_of_their_rows(estimator, tmp_path):
     assert_same(result, estimator.fit(X_memory, frame["whole"]), rtol=1e-7)
 
 
-def test_blocks_of_unknown_length_are_refused_before_reading():
-    frame = in_blocks(awkward_frame()[["plain", "more"]])
-    with pytest.raises(InputError, match="LassoCV must know where in the data each row stands"):
-        fit(LassoCV(), frame, "more")
+def test_blocks_of_unknown_length_are_counted_first():
+    frame = awkward_frame()[["plain", "more", "whole"]]
+    found = fit(LassoCV(), in_blocks(frame), "more")
+    assert_same(found, LassoCV().fit(frame[["plain", "whole"]], frame["more"]), 1e-7)
 
 
 @given(n=st.integers(2, 40), folds=st.integers(2, 9))

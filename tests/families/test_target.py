@@ -145,10 +145,19 @@ def test_passes_are_as_few_as_the_folds_allow(tmp_path):
     assert n_passes(TargetEncoder(cv=StratifiedKFold(3)), StandardScaler()) == 3
 
 
+@pytest.mark.parametrize(
+    "cv", [KFold(3), KFold(3, shuffle=True, random_state=2), StratifiedKFold(3, shuffle=True, random_state=1)]
+)
+def test_blocks_of_unknown_length_are_counted_first(cv):
+    model = make_pipeline(TargetEncoder(cv=cv), StandardScaler())
+    found = fit(model, in_blocks(FRAME[["text"]], SIZES), in_blocks(TARGETS["flag"], SIZES))
+    expected = clone(model).fit(FRAME[["text"]], TARGETS["flag"])
+    np.testing.assert_allclose(found[-1].mean_, expected[-1].mean_, rtol=1e-9)
+    np.testing.assert_allclose(found[-1].var_, expected[-1].var_, rtol=1e-9)
+
+
 def test_what_cannot_be_encoded_is_refused(tmp_path):
     X, y = in_blocks(FRAME[["text"]], SIZES), in_blocks(TARGETS["flag"], SIZES)
-    with pytest.raises(InputError, match="must know where in the data each row stands"):
-        fit(make_pipeline(TargetEncoder(cv=KFold(3)), StandardScaler()), X, y)
     for encoder in (
         TargetEncoder(cv=GroupKFold(3)),
         TargetEncoder(cv=KFold(3, shuffle=True, random_state=np.random.RandomState(0))),
