@@ -14,13 +14,15 @@ import scipy.sparse as sp
 from dpipe.blocks.table import (
     MIXED_MARKERS,
     Block,
+    NumericColumn,
     codes,
-    double_columns,
+    columns_of_numbers,
     missing_values,
     n_columns,
     n_rows,
     numbers,
 )
+from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import InputError
 
 
@@ -58,8 +60,9 @@ class Moments:
         """Read one block."""
         if sp.issparse(X):
             return cls._of_sparse(numbers(X), w)
-        dtype, columns = double_columns(X)
-        found = [_column_moments(values, gaps, w) for values, gaps in columns]
+        dtype, columns = columns_of_numbers(X)
+        with single_threaded_blas():
+            found = [_column_moments(column, w) for column in columns]
         observed, count, mean, m2 = np.array(found, dtype=np.float64).reshape(-1, 4).T.copy()
         return cls(n_rows(X), count, observed.astype(np.int64), mean, m2, dtype, w is not None)
 
@@ -108,15 +111,15 @@ class Moments:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # infinity is refused when all blocks are joined
-def _column_moments(
-    values: np.ndarray, gaps: np.ndarray, w: np.ndarray | None
-) -> tuple[int, float, float, float]:
-    """Observed, count, mean and m2 of a column, which is changed; in two sweeps, so that nothing cancels."""
+def _column_moments(column: NumericColumn, w: np.ndarray | None) -> tuple[int, float, float, float]:
+    """Observed, count, mean and m2 of a column."""
+    if w is None:
+        observed, mean, m2 = _plain_moments(column)
+        return observed, float(observed), mean, m2
+    values, gaps, _ = column.minus(0.0)
     observed = len(values) - len(gaps)
     if observed == 0:
         return 0, 0.0, 0.0, 0.0
-    if w is None:
-        return observed, float(observed), *_plain_moments(values, gaps)
     weights, values = np.delete(np.asarray(w, dtype=np.float64), gaps), np.delete(values, gaps)
     total = float(weights.sum())
     if total == 0:
@@ -127,21 +130,29 @@ def _column_moments(
     return observed, total, mean, float((weights * (values - mean) ** 2).sum())
 
 
-def _plain_moments(values: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
-    """Mean and m2, in place: filling a few gaps costs less than moving all other values together."""
+def _plain_moments(column: NumericColumn) -> tuple[int, float, float]:
+    """Observed, mean and m2: one sweep over the values minus one of them, a second where that cancels.
+
+    A column that is constant has no spread to the bit: what the rounding of a sum would give it, one more
+    scaler would blow up to one.
+    """
+    head = np.sort(column.head(9))
+    shift = float(head[len(head) // 2]) if len(head) else 0.0
+    values, gaps, total = column.minus(shift)
     observed = len(values) - len(gaps)
-    known = values[first_not_in(gaps)]
-    values[gaps] = known
-    if values[-1] == known and (values == known).all():
-        # the rounding of a sum would give it a spread, which one more scaler would blow up to one
-        return float(known), 0.0
-    values[gaps] = 0.0
-    mean = float(values.sum()) / observed
-    values -= mean
-    values[gaps] = 0.0
-    correction = float(values.sum())
-    np.square(values, out=values)
-    return mean, float(values.sum()) - correction**2 / observed
+    if observed == 0:
+        return 0, 0.0, 0.0
+    if not len(head) and np.isfinite(total):
+        shift = float(values[first_not_in(gaps)])
+        values, gaps, total = column.minus(shift)
+    squares, beside = float(np.vdot(values, values)), total / observed
+    m2 = squares - total * beside
+    if np.isfinite(squares) and squares > 100 * m2:
+        shift += beside
+        values, gaps, total = column.minus(shift)
+        beside = total / observed
+        m2 = max(float(np.vdot(values, values)) - total * beside, 0.0)
+    return observed, shift + beside, m2
 
 
 def first_not_in(gaps: np.ndarray) -> int:
@@ -221,9 +232,12 @@ class ValueCounts:
         counts, n_missing, missing, dtypes = [], [], [], []
         for j in range(n_columns(X)):
             column = codes(X, j)
-            n = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values))
-            counts.append({v: int(c) for v, c in zip(column.values, n, strict=True) if c})
-            n_missing.append(int((column.codes < 0).sum()))
+            # the codes begin with -1: one sweep counts what is missing, too
+            absent, *n = np.bincount(
+                np.add(column.codes, 1, dtype=np.intp), minlength=len(column.values) + 1
+            ).tolist()
+            counts.append({v: c for v, c in zip(column.values, n, strict=True) if c})
+            n_missing.append(absent)
             missing.append(column.missing)
             dtypes.append(column.dtype)
         return cls(n_rows(X), tuple(counts), tuple(n_missing), tuple(missing), tuple(dtypes))

@@ -195,27 +195,59 @@ def double_columns(block: Block) -> tuple[np.dtype[Any], Iterator[tuple[np.ndarr
     InputError
         If a column is not numeric.
     """
-    if isinstance(block, pa.Table | pd.DataFrame):
-        return float_dtype(_numpy_dtypes(block)), _filled(block)
-    matrix = numbers(block)
-    doubles = (matrix[:, j].astype(np.float64) for j in range(matrix.shape[1]))
-    return matrix.dtype, ((values, np.flatnonzero(np.isnan(values))) for values in doubles)
+    dtype, columns = columns_of_numbers(block)
+    return dtype, (column.minus(0.0)[:2] for column in columns)
 
 
-def _filled(block: pa.Table | pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    out = np.empty(n_rows(block))
-    for name, column in _columns(block):
-        gaps = _fill_named(out, name, column, missing=0.0)
+@dataclass(frozen=True)
+class NumericColumn:
+    """One column of a block, not yet converted."""
+
+    name: Any
+    values: Any
+    """A `pyarrow.ChunkedArray`, a `pandas.Series` or an array of shape (n_rows,)."""
+    out: np.ndarray
+    """Where doubles are written; the columns of a block share it."""
+
+    def head(self, n: int) -> np.ndarray:
+        """Give those of the first `n` values that are finite, as float64."""
+        first = np.empty(min(n, len(self.values)))
+        _fill_named(first, self.name, self.values[: len(first)])
+        return first[np.isfinite(first)]
+
+    def minus(self, shift: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Subtract a number from each value: float64 with 0 for what is missing, where that is, and the sum."""
+        gaps = _fill_named(self.out, self.name, self.values, missing=0.0, shift=shift)
         with np.errstate(invalid="ignore"):  # infinities of both signs: refused when all blocks are joined
-            total = out.sum()
+            total = float(self.out.sum())
         if np.isnan(total):  # missing values can also stand as NaN among the others
-            gaps = np.union1d(gaps, np.flatnonzero(np.isnan(out)))
-        yield out, gaps
+            gaps = np.union1d(gaps, np.flatnonzero(np.isnan(self.out)))
+            self.out[gaps] = 0.0
+            total = float(self.out.sum())
+        return self.out, gaps, total
 
 
-def _fill_named(out: np.ndarray, name: Any, column: Any, missing: float = np.nan) -> np.ndarray:
+def columns_of_numbers(block: Block) -> tuple[np.dtype[Any], Iterator[NumericColumn]]:
+    """Give the float type of `numbers`, and one column after another, of which only one may be in use at a time.
+
+    Raises
+    ------
+    InputError
+        If a column is not numeric.
+    """
+    out = np.empty(n_rows(block))
+    if isinstance(block, pa.Table | pd.DataFrame):
+        named = _columns(block)
+        return float_dtype(_numpy_dtypes(block)), (NumericColumn(name, values, out) for name, values in named)
+    matrix = numbers(block)
+    return matrix.dtype, (NumericColumn(j, matrix[:, j], out) for j in range(matrix.shape[1]))
+
+
+def _fill_named(
+    out: np.ndarray, name: Any, column: Any, missing: float = np.nan, shift: float = 0.0
+) -> np.ndarray:
     try:
-        return _fill(out, column, missing)
+        return _fill(out, column, missing, shift)
     except (TypeError, ValueError, pa.ArrowException) as err:
         kind = column.type if isinstance(column, pa.ChunkedArray) else column.dtype
         raise InputError(
@@ -256,8 +288,8 @@ def _numpy_dtypes(block: pa.Table | pd.DataFrame) -> list[Any]:
     return list(block.dtypes)
 
 
-def _fill(out: np.ndarray, column: Any, missing: float) -> np.ndarray:
-    """Write one column into `out`, its nulls as `missing`; give where an Arrow column has nulls."""
+def _fill(out: np.ndarray, column: Any, missing: float, shift: float) -> np.ndarray:
+    """Write one column minus `shift` into `out`, its nulls as `missing`; give where an Arrow column has nulls."""
     if isinstance(column, pa.ChunkedArray):
         if not (
             pa.types.is_floating(column.type)
@@ -269,25 +301,36 @@ def _fill(out: np.ndarray, column: Any, missing: float) -> np.ndarray:
         start, nulls = 0, [np.empty(0, dtype=np.intp)]
         for chunk in column.chunks:
             values = chunk if pa.types.is_floating(chunk.type) else chunk.cast(pa.float64())
-            nulls.append(start + _fill_floats(out[start : start + len(chunk)], values, missing))
+            nulls.append(start + _fill_floats(out[start : start + len(chunk)], values, missing, shift))
             start += len(chunk)
         return np.concatenate(nulls)
-    if isinstance(column.dtype, np.dtype):
-        if column.dtype.kind in "mM":
-            raise TypeError(f"{column.dtype} is not numeric")
-        out[:] = column.to_numpy()
+    if not isinstance(column.dtype, np.dtype):
+        _put(out, column.to_numpy(dtype=np.float64, na_value=np.nan), shift)
+    elif column.dtype.kind in "mM":
+        raise TypeError(f"{column.dtype} is not numeric")
     else:
-        out[:] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        _put(out, np.asarray(column), shift)
     return np.empty(0, dtype=np.intp)
 
 
-def _fill_floats(out: np.ndarray, values: pa.Array, missing: float) -> np.ndarray:
+def _put(out: np.ndarray, values: np.ndarray, shift: float) -> None:
+    """Write values minus `shift`, in one sweep where there is something to subtract."""
+    if shift == 0.0:
+        out[:] = values
+    elif values.dtype.kind == "O":
+        out[:] = values
+        out -= shift
+    else:
+        np.subtract(values, shift, out=out, dtype=out.dtype)
+
+
+def _fill_floats(out: np.ndarray, values: pa.Array, missing: float, shift: float) -> np.ndarray:
     """Copy floats and then mark the nulls; Arrow's own conversion copies twice where there are any."""
     validity, data = values.buffers()
     if data is None:
         out[:] = missing
         return np.arange(len(out))
-    out[:] = np.frombuffer(data, dtype=values.type.to_pandas_dtype())[values.offset :][: len(values)]
+    _put(out, np.frombuffer(data, dtype=values.type.to_pandas_dtype())[values.offset :][: len(values)], shift)
     if not values.null_count or validity is None:
         return np.empty(0, dtype=np.intp)
     nulls = _null_positions(validity, values.offset, len(values))
