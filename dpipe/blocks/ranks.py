@@ -316,9 +316,10 @@ def _inside(values: np.ndarray, intervals: Intervals) -> list[Inside]:
         return [_slice(known, low, high) for low, high in intervals]
     found = []
     for low, high in intervals:
-        picked = values[(values >= low) & (values <= high)]
+        below = values < low
+        picked = values[(values <= high) ^ below]
         picked.sort()
-        n_below = int(np.count_nonzero(values < low))
+        n_below = int(np.count_nonzero(below))
         inner = _slice(picked, low, high)
         found.append(Inside(n_below, inner.n_low, inner.n_high, inner.points))
     return found
