@@ -15,6 +15,7 @@ import scipy.optimize
 from sklearn._loss import HalfBinomialLoss  # the loss that scikit-learn minimises
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV, _CalibratedClassifier, _SigmoidCalibration
+from sklearn.frozen import FrozenEstimator
 from sklearn.svm import LinearSVC
 from sklearn.utils.validation import has_fit_parameter
 
@@ -178,7 +179,9 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinemen
     own = classes[1:] if len(classes) == 2 else classes
     folds, n_splits = yield from folds_of(estimator, classifies=True)
     part = _classifier(estimator)
-    ensemble = estimator.ensemble is True or estimator.ensemble == "auto"
+    ensemble = estimator.ensemble
+    if ensemble == "auto":  # all folds of what is fitted already would give the same estimator
+        ensemble = not isinstance(part, FrozenEstimator)
     training = [*outside(folds, n_splits, None), *([] if ensemble else [None])]
     fits = yield from together([fit_inside(part, meta, view) for view in training])
     tests = tuple(InFold(folds, fold, inside=True) for fold in range(n_splits))

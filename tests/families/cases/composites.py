@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
@@ -19,6 +20,7 @@ from sklearn.preprocessing import (
 )
 
 from tests.families.conformance import ARRAYS, CSR, FRAMES, Case, each
+from tests.kernel_cases import awkward_frame
 
 SCALED = ("plain", "small", "positive", "flag")
 
@@ -120,6 +122,10 @@ def calibrations():
     yield from each(variants, (SCALED, ("frame", "parquet", "array", "numpy")), y="text", rtol=1e-4)
     yield from each(variants, (SCALED, ("frame", "array")), y="flag", rtol=1e-4)
     yield Case(variants[0], SCALED, ("frame", "array"), y="flag", weighted=True, rtol=1e-4)
+    frame = awkward_frame()
+    fitted = FrozenEstimator(GaussianNB().fit(frame[list(SCALED)], frame["plain"] > 0))
+    frozen = [CalibratedClassifierCV(fitted, cv=3), CalibratedClassifierCV(fitted, cv=3, ensemble=True)]
+    yield from each(frozen, (SCALED, ("frame", "parquet")), y="flag", rtol=1e-4)
 
 
 TRANSFORMERS = ()
