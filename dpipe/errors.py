@@ -8,6 +8,7 @@
     |-- SourceError (also OSError)           files: none matched, mixed schemas, corrupt
     |-- BundleError                          a deployed model that cannot be opened
     |-- RecordError                          a run record that cannot be read
+    |-- LedgerError                          what was recorded cannot be kept, read or shared
     `-- RequirementError                     a model that does not reach what validation requires
 
 Every message says what is wrong with its value, what was allowed, and what to do.
@@ -44,6 +45,10 @@ class BundleError(DpipeError):
 
 class RecordError(DpipeError):
     """A run record is missing, broken, or of another format."""
+
+
+class LedgerError(DpipeError):
+    """What a run has recorded cannot be written or read, or another run holds it."""
 
 
 class RequirementError(DpipeError):

@@ -22,7 +22,9 @@ import dpipe
 from dpipe.blocks.statistics import Moments
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError
-from dpipe.run import GraphBuilder, add_inputs, add_scan, add_stream
+from dpipe.run.graph import GraphBuilder, add_inputs
+from dpipe.run.scan import add_scan
+from dpipe.run.stream import add_stream
 from tests.helpers import raise_if_computes
 
 NUMBERS = ["a", "b"]

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -98,6 +98,8 @@ class Tally:
     """How often all blocks were read, where the data decided that."""
     lengths: tuple[int, ...] = ()
     """Rows of each block, in their order."""
+    n_recalled: int = 0
+    """Blocks that were not read: what they give was on record."""
 
     @classmethod
     def of(cls, rows: Rows, started: float) -> Self:
@@ -117,4 +119,11 @@ class Tally:
             max(self.ended, other.ended),
             max(self.peak_nbytes, other.peak_nbytes),
             lengths=self.lengths + other.lengths,
+            n_recalled=self.n_recalled + other.n_recalled,
+        )
+
+    def recalled(self) -> Self:
+        """Give the tally of the same blocks, on record: they took no time, and no memory."""
+        return replace(
+            self, busy_s=0.0, started=float("inf"), ended=0.0, peak_nbytes=0, n_recalled=self.n_blocks
         )

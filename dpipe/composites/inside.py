@@ -22,7 +22,7 @@ from dpipe.families.program import Collector, Known, ProgramPass, finish_pass
 from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta, Rounds, way_of
 from dpipe.planner import DataShape, Resources, make_program
-from dpipe.run import PassState, states_of
+from dpipe.run.state import PassState, states_of
 
 _READINGS = "what its parts ask for"
 

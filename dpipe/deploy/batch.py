@@ -38,7 +38,7 @@ from dpipe.deploy.score_file import (
 from dpipe.errors import InputError, MemoryLimitError, SourceError
 from dpipe.families.registry import Estimator
 from dpipe.monitor.events import Listener, listening
-from dpipe.run import GraphBuilder
+from dpipe.run.graph import GraphBuilder
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, format_bytes, parse_bytes
 
 #: Decoding, transforming and writing hold about this many batches a thread.

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from dpipe.deploy.apply import check_present, predict, transform
-from dpipe.deploy.model_file import dump_model, open_model
 from dpipe.deploy.results import check_applicable
 from dpipe.errors import BundleError, InputError
 from dpipe.families.fitted import input_names
+from dpipe.families.model_file import dump_model, open_model
 from dpipe.families.registry import Estimator
 
 FORMAT_VERSION = 1

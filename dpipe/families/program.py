@@ -14,6 +14,7 @@ from sklearn import config_context
 from dpipe.blocks.matrix import RowOrder, learner_matrix
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.side_by_side import SideBySide
+from dpipe.blocks.statistics import Custom
 from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
 from dpipe.families import gradient
@@ -32,8 +33,8 @@ from dpipe.families.expression import (
     narrowed,
     written_out,
 )
-from dpipe.families.registry import Estimator, Fitted, Meta, Weighted
-from dpipe.run import PassState, states_of
+from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Weighted
+from dpipe.run.state import PassState, states_of
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,22 @@ class Collector:
             given = (value, rows.y, rows.w if isinstance(want, Weighted) else None)
             found.append(want.of(*given, rows.at) if getattr(want, "placed", False) else want.of(*given))
         return tuple(found)
+
+    def kept(self, states: tuple[Any, ...] | None) -> Any:
+        """Give states as the ledger can keep them: what a third party merges by is code, and stays here."""
+        if states is None:
+            return None
+        return tuple(state.state if isinstance(state, Custom) else state for state in states)
+
+    def revived(self, kept: Any) -> tuple[Any, ...] | None:
+        """Give states that were kept."""
+        if kept is None:
+            return None
+        wants = (want.want if isinstance(want, Weighted) else want for want, _ in self.step.collects)
+        return tuple(
+            Custom(state, want.join) if isinstance(want, CustomWant) else state
+            for state, want in zip(kept, wants, strict=True)
+        )
 
 
 def _arrays() -> Any:

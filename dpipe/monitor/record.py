@@ -22,7 +22,7 @@ import psutil
 
 from dpipe.errors import InputError, RecordError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STAGE_KINDS = ("collect", "split", "preprocess", "train", "validate", "deploy")
 
 
@@ -73,6 +73,8 @@ class PassRecord:
         Why it could not be part of an earlier pass.
     n_blocks, rows, nbytes : int
         What was read, in all readings; bytes are counted after decoding.
+    n_recalled : int
+        Blocks that were not read, because what they give was on record.
     n_readings : int
         How often all blocks were read.
     seconds : float
@@ -93,6 +95,7 @@ class PassRecord:
     projected_nbytes: int = 0
     measured_nbytes: int = 0
     n_readings: int = 1
+    n_recalled: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ class RunRecord:
     metrics, references, required : dict of str to float
         By the metric's name: what was reached, what another model reaches on the same rows,
         and what was asked for. Greater is better, as in scikit-learn's scorers.
+    notes : tuple of str
+        What was taken from the ledger, and why other things were not.
 
     Examples
     --------
@@ -223,6 +228,7 @@ class RunRecord:
     references: dict[str, float] = dataclasses.field(default_factory=dict)
     required: dict[str, float] = dataclasses.field(default_factory=dict)
     curves: tuple[CurveRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def unmet(self) -> tuple[str, ...]:

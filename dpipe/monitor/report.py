@@ -82,6 +82,7 @@ def render_report(record: RunRecord) -> str:
         verdict=_verdict(record),
         tiles=_tiles(record),
         advice=advise(record),
+        notes=record.notes,
         metrics=_metric_lines(record),
         most_collects=_MOST_COLLECTS,
         stage_seconds=sum(stage.seconds for stage in record.stages),

@@ -92,6 +92,7 @@ class Session:
         self.references: dict[str, float] = {}
         self.required: dict[str, float] = {}
         self.curves: tuple[CurveRecord, ...] = ()
+        self.notes: list[str] = []
         self.dashboard: str | None = None
         self.workers, self.threads = 1, 1
         self.reserved = self.projected = 0
@@ -118,10 +119,23 @@ class Session:
 
     def listener(self, event: Mapping[str, Any]) -> None:
         """Move the progress bar of a pass by one block."""
+        if "unrecorded" in event:
+            self.note(
+                f"{event['pass']} is not recorded, a stopped run reads it again: {event['unrecorded']}."
+            )
+            return
         if event["pass"] != self._current:
             self._current = event["pass"]
             self._progress.start(event["pass"], event["n_blocks"])
         self._progress.advance(event["rows"], event["nbytes"])
+
+    def note(self, text: str) -> None:
+        """Say something worth knowing, once; the record keeps it."""
+        if text in self.notes:
+            return
+        self.notes.append(text)
+        if self._show is not False:
+            print(text, file=sys.stderr)
 
     def started(self, client: Client | None) -> None:
         """Say where the dashboard is."""
@@ -157,9 +171,10 @@ class Session:
                 title=title,
                 way=way,
                 n_blocks=tally.n_blocks,
+                n_recalled=tally.n_recalled,
                 rows=tally.rows,
                 nbytes=tally.nbytes,
-                seconds=max(tally.ended - tally.started, 0.0) if tally.n_blocks else 0.0,
+                seconds=max(tally.ended - tally.started, 0.0),
                 measured_nbytes=tally.peak_nbytes,
                 **described,
             )
@@ -180,6 +195,7 @@ class Session:
             dashboard=self.dashboard,
             stages=tuple(self.stages),
             passes=tuple(self.passes),
+            notes=tuple(self.notes),
             memory=MemoryRecord(
                 budget_nbytes=self.budget_nbytes,
                 reserved_nbytes=self.reserved,

@@ -20,6 +20,7 @@ from dpipe.collect.split import split as split_rows
 from dpipe.deploy.bundle import write_bundle
 from dpipe.errors import InputError
 from dpipe.families.registry import Estimator
+from dpipe.ledger.book import Ledger
 from dpipe.monitor.diagram import diagram
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.pipeline.runner import Runner
@@ -381,8 +382,11 @@ class Pipeline:
         workdir = make_workdir(self.workdir)
         budget = None if memory is None else parse_bytes(memory)
         started = time.perf_counter()
-        with Session(self.name, workdir, show=progress, budget_nbytes=budget) as session:
-            carried = Runner(self, session, budget, client, workers)
+        with (
+            Ledger(workdir) as ledger,
+            Session(self.name, workdir, show=progress, budget_nbytes=budget) as session,
+        ):
+            carried = Runner(self, session, ledger, budget, client, workers)
             with carried.one_cluster():
                 for stage in self.stages:
                     carried.carry_out(stage)

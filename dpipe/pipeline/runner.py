@@ -14,6 +14,7 @@ from dpipe.collect.source import open_source
 from dpipe.deploy.bundle import write_bundle
 from dpipe.errors import DpipeError, MemoryLimitError, RequirementError
 from dpipe.families.registry import Estimator
+from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_input
@@ -26,9 +27,15 @@ class Runner:
     """One run of a pipeline, stage after stage."""
 
     def __init__(
-        self, pipe: Any, session: Session, memory: int | None, client: Client | None, workers: int | None
+        self,
+        pipe: Any,
+        session: Session,
+        ledger: Ledger,
+        memory: int | None,
+        client: Client | None,
+        workers: int | None,
     ) -> None:
-        self.pipe, self.session = pipe, session
+        self.pipe, self.session, self.ledger = pipe, session, ledger
         self.memory, self.client, self.workers = memory, client, workers
         self.given_client = client
         self.models: dict[int, Estimator] = {}
@@ -104,7 +111,8 @@ class Runner:
 
     def _train(self, stage: Stage) -> tuple[int | None, int | None, str]:
         prepared = self._prepared(stage)
-        self.model, tallies = run_fit(prepared, self.session.listener, self.session.started)
+        recorded = prepared.recorded(self.ledger, stage.name, self.session.note)
+        self.model, tallies = run_fit(prepared, self.session.listener, self.session.started, recorded)
         self.session.add_passes(stage.name, prepared.plan, tallies)
         self.models[id(stage.outputs[0])] = self.model
         rows = tallies[0].rows if tallies else None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,22 +40,18 @@ from dpipe.families.program import (
 )
 from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta
+from dpipe.ledger.book import Ledger
 from dpipe.monitor.events import listening
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
 from dpipe.planner import DataShape, Program, Resources, make_program, needs_places
-from dpipe.run import (
-    GraphBuilder,
-    Input,
-    add_inputs,
-    add_keep,
-    add_scan,
-    add_stream,
-    graph_token,
-    kept_inputs,
-    states_of,
-)
+from dpipe.run.graph import GraphBuilder, Input, add_inputs, graph_token
+from dpipe.run.keep import add_keep, kept_inputs
+from dpipe.run.scan import add_scan
+from dpipe.run.state import states_of
+from dpipe.run.stream import add_stream
 from dpipe.sizes import parse_bytes
+from dpipe.train.resume import Recorded, recalled_root
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
 assert composites.COMPOSITES, "and so do the composites"
@@ -73,6 +70,10 @@ class Prepared:
     def plan(self) -> Plan:
         """The record of what it will do."""
         return self.program.plan
+
+    def recorded(self, ledger: Ledger, name: str, note: Callable[[str], None]) -> Recorded:
+        """Look up in a ledger what is done already."""
+        return Recorded(ledger, name, self.source, self.program.walk, self.epochs, note)
 
 
 def prepare(
@@ -188,7 +189,9 @@ def _token(prepared: Prepared) -> str:
     return graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
 
 
-def _build(prepared: Prepared, passes: range, known: Known | None = None) -> tuple[GraphBuilder, Any]:
+def _build(
+    prepared: Prepared, passes: range, known: Known | None = None, recorded: Recorded | None = None
+) -> tuple[GraphBuilder, Any]:
     """Build the graph of some passes, counted from 0, and the key of the last `Known`."""
     program = prepared.program
     graph = GraphBuilder(graph_token(_token(prepared), passes.start) if passes.start else _token(prepared))
@@ -197,7 +200,7 @@ def _build(prepared: Prepared, passes: range, known: Known | None = None) -> tup
     else:
         last = graph.hold("known", known).key
     for number in passes:
-        last = _add_pass(graph, prepared, program.passes[number], number + 1, last, known)
+        last = _add_pass(graph, prepared, program.passes[number], number + 1, last, known, recorded)
     return graph, last
 
 
@@ -208,6 +211,7 @@ def _add_pass(
     number: int,
     known: Any,
     before: Known | None,
+    recorded: Recorded | None,
 ) -> Any:
     # no dash before the number: Dask would take all that follows for a hash, and all tasks for alike
     held = graph.hold(f"pass{number}", step)
@@ -215,14 +219,15 @@ def _add_pass(
     if step.learner is None:
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
-        inputs = add_inputs(graph, prepared.source, step.columns, with_X=with_X)
-        inputs = _placed(inputs, before or Known())[step.sampled]
+        inputs = _inputs(graph, prepared, step, before, recorded, with_X=with_X)[step.sampled]
         slots = prepared.place.threads * prepared.place.workers
-        merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots)
+        pages = None if recorded is None else recorded.pages(inputs, step.collects, f"pass {number}")
+        merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots, pages=pages)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
+    inputs = _inputs(graph, prepared, step, before, recorded)
     learned = add_stream(
         graph,
-        _placed(add_inputs(graph, prepared.source, step.columns), before or Known()),
+        inputs,
         Preparer(step),
         Starter(step.learner.index),
         learn,
@@ -233,8 +238,28 @@ def _add_pass(
         given=_learning_orders(graph, step.learner.estimator, prepared.source.rows, f"pass{number}-order"),
         keep=Keeper(step) if step.scratch else None,
         folder=step.scratch,
+        pages=None if recorded is None else recorded.stream(inputs, f"pass {number}"),
     )
     return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
+
+
+def _inputs(
+    graph: GraphBuilder,
+    prepared: Prepared,
+    step: ProgramPass,
+    before: Known | None,
+    recorded: Recorded | None,
+    *,
+    with_X: bool = True,
+) -> list[Input]:
+    """Give what loads the blocks of a pass, where they stand, and what they are for the ledger."""
+    shared = set(graph.tasks)
+    inputs = _placed(add_inputs(graph, prepared.source, step.columns, with_X=with_X), before or Known())
+    if recorded is None:
+        return inputs
+    inputs = recorded.keyed(inputs, {key: task for key, task in graph.tasks.items() if key not in shared})
+    recorded.explain()
+    return inputs
 
 
 def _learning_orders(
@@ -272,7 +297,7 @@ def _fit_in_task(prepared: Prepared) -> Estimator:
     return _estimator_of(_run_passes(prepared, None), prepared.program.walk.root)
 
 
-def _run_passes(prepared: Prepared, client: Client | None) -> Known:
+def _run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | None = None) -> Known:
     """Run all passes: those whose number is known as one graph, the others reading after reading."""
     passes = prepared.program.passes
     known: Known | None = None
@@ -282,12 +307,12 @@ def _run_passes(prepared: Prepared, client: Client | None) -> Known:
     while start < len(passes) or known is None:
         if start < len(passes) and passes[start].refines:
             known = known or finish_pass(prepared.program.at_once, Known(), None)
-            known = _run_refinements(prepared, start, known, client)
+            known = _run_refinements(prepared, start, known, client, recorded)
             start += 1
             continue
         end = next((i for i in range(start, len(passes)) if passes[i].refines), len(passes))
         end = min(end, 1) if counts_first and start == 0 else end
-        graph, key = _build(prepared, range(start, end), known)
+        graph, key = _build(prepared, range(start, end), known, recorded)
         known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
         start = end
     return known
@@ -304,7 +329,9 @@ def _placed(inputs: list[Input], known: Known) -> list[Input]:
     ]
 
 
-def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | None) -> Known:
+def _run_refinements(
+    prepared: Prepared, i: int, known: Known, client: Client | None, recorded: Recorded | None
+) -> Known:
     """Read the blocks for the refining fits of a pass, as often as they ask."""
     step = prepared.program.passes[i]
     running = Refinements(step, known)
@@ -315,15 +342,20 @@ def _run_refinements(prepared: Prepared, i: int, known: Known, client: Client | 
         graph = GraphBuilder(graph_token(token, running.n_rounds))
         # what the fits started from stays here: blocks need what is fitted, and not even that once they are kept
         held = graph.hold("known", Known() if inputs else replace(known, starts={})).key
-        reading = inputs or _placed(add_inputs(graph, prepared.source, step.columns), known)
+        reading = inputs or _inputs(graph, prepared, step, known, recorded)
         keys: list[Any] = []
+        collect = Collector(replace(step, collects=asked))
+        title = f"pass {i + 1}, reading {running.n_rounds + 1}"
+        pages = None if recorded is None else recorded.pages(reading, asked, title)
+        state = recalled_root(pages, collect)
+        if state is not None:
+            running.answer(states_of(state, "fit"), state.tally)
+            continue
         # other statistics of the first round are not of what is kept
         if step.scratch and not inputs and (running.n_rounds or not step.collects):
             keys = add_keep(graph, reading, Keeper(step), held, name=name, folder=step.scratch)
             reading = kept_inputs(reading, list(map(TaskRef, keys)))
-        merged = add_scan(
-            graph, reading, Collector(replace(step, collects=asked)), held, name=name, counted=False
-        )
+        merged = add_scan(graph, reading, collect, held, name=name, counted=False, pages=pages)
         found, kept = compute_keys(graph.tasks, merged, keys, client, prepared.place.threads)
         inputs = inputs or (kept_inputs(reading, kept) if kept else [])
         running.answer(states_of(found, "fit"), found.tally)
@@ -334,16 +366,18 @@ def run_fit(
     prepared: Prepared,
     listener: Callable[[dict[str, Any]], None] | None = None,
     started: Callable[[Client | None], None] | None = None,
+    recorded: Recorded | None = None,
 ) -> tuple[Estimator, tuple[Tally, ...]]:
     """Run a planned fit; give the fitted estimator, and what each pass read.
 
-    `listener` is told of each block, and `started` of the client, if there is one.
+    `listener` is told of each block, and `started` of the client, if there is one. What is `recorded` is not
+    done again.
     """
     with running(prepared.place, watched=started is not None) as client, listening(listener, client):
         if started is not None:
             started(client)
         try:
-            known = _run_passes(prepared, client)
+            known = _run_passes(prepared, client, recorded)
         finally:
             give_back()
     _check_rows(prepared, known.tallies)
@@ -459,7 +493,11 @@ def fit(
     if workdir is None:
         return run_fit(prepared)[0]
     name = type(estimator).__name__
-    with Session(f"fit {name}", make_workdir(workdir), budget_nbytes=prepared.plan.memory_nbytes) as session:
-        fitted, tallies = run_fit(prepared, session.listener, session.started)
+    with (
+        Ledger(make_workdir(workdir)) as ledger,
+        Session(f"fit {name}", Path(workdir), budget_nbytes=prepared.plan.memory_nbytes) as session,
+    ):
+        recorded = prepared.recorded(ledger, "fit", session.note)
+        fitted, tallies = run_fit(prepared, session.listener, session.started, recorded)
         session.add_passes("train", prepared.plan, tallies)
     return fitted

@@ -24,7 +24,9 @@ from dpipe.families.registry import Estimator
 from dpipe.monitor.events import Listener, listening
 from dpipe.monitor.record import CurveRecord
 from dpipe.monitor.session import make_workdir
-from dpipe.run import GraphBuilder, add_inputs, add_scan, graph_token, states_of
+from dpipe.run.graph import GraphBuilder, add_inputs, graph_token
+from dpipe.run.scan import add_scan
+from dpipe.run.state import states_of
 from dpipe.sizes import format_bytes, parse_bytes
 from dpipe.validate.curves import WALK_ROWS, ScoreRuns, calibration_curve, ranking, ranking_curves
 from dpipe.validate.metrics import METRICS, check_scoring, want_of

@@ -21,8 +21,8 @@ from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OneHotE
 
 from dpipe.deploy import bundle as bundle_module
 from dpipe.deploy.bundle import load, write_bundle
-from dpipe.deploy.model_file import check_model
 from dpipe.errors import BundleError, InputError
+from dpipe.families.model_file import check_model
 from recipes.ride_features import ride_features, trip_minutes
 
 TRUSTED = ["recipes.ride_features.trip_minutes"]

@@ -1,0 +1,1 @@
+"""Passes as Dask graphs: one fused task a block, a tree of merges of fixed shape, ordered windows."""

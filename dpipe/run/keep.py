@@ -1,0 +1,69 @@
+"""Blocks that are kept in scratch between readings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dask.task_spec import List, TaskRef
+
+from dpipe.blocks.heap import keep_freed, trim
+from dpipe.blocks.rows import Rows, RowsAt
+from dpipe.blocks.scratch import ScratchBlock
+from dpipe.blocks.table import n_rows, nbytes
+from dpipe.collect.loads import Load, ScratchLoad
+from dpipe.run.graph import GraphBuilder, Input
+
+
+def add_keep(
+    graph: GraphBuilder,
+    inputs: Sequence[Input],
+    keep: Callable[[Rows, Any], dict[Any, Any]],
+    known: Any,
+    *,
+    name: str,
+    folder: str,
+) -> list[Any]:
+    """Add tasks that keep what is made of each block in scratch; give their keys."""
+    held = graph.hold(f"{name}-keep", keep)
+    return [
+        graph.add_block(
+            f"{name}-keep",
+            i,
+            keep_block,
+            each.load,
+            each.needs,
+            each.at,
+            held,
+            TaskRef(known),
+            folder,
+            graph.token,
+        )
+        for i, each in enumerate(inputs)
+    ]
+
+
+def kept_inputs(inputs: Sequence[Input], kept: Sequence[Any]) -> list[Input]:
+    """Give what loads each block from scratch: `kept` holds keys as `TaskRef`, futures or values."""
+    return [
+        replace(each, load=ScratchLoad(), needs=List(one)) for each, one in zip(inputs, kept, strict=True)
+    ]
+
+
+def keep_block(
+    load: Load,
+    inputs: Sequence[Any],
+    at: RowsAt | None,
+    keep: Callable[..., dict[Any, Any]],
+    known: Any,
+    folder: str,
+    token: str,
+    gate: Any = None,
+) -> ScratchBlock:
+    """Load one block and keep what is made of it: a task; `gate` is what it has to wait for."""
+    keep_freed()
+    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    size = nbytes(rows.X)
+    kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows)
+    del rows
+    trim(size)
+    return kept
