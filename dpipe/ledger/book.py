@@ -194,7 +194,12 @@ class Ledger:
 
     def _clear(self) -> None:
         found = records(self.folder)
-        used = {key: place for key, place in found.items() if key in self._used}
+        own = f"{self.pen.run:06d}-"
+        used = {
+            key: place
+            for key, place in found.items()
+            if key in self._used or os.path.basename(place.path).startswith(own)
+        }
         held = sum(path.stat().st_size for path in _logs(self.folder))
         needed = sum(place.length for place in used.values())
         if held - needed <= max(needed, _WORTH_CLEARING_NBYTES):

@@ -59,6 +59,8 @@ def decode(content: bytes) -> Any:
     """
     try:
         (length,) = struct.unpack_from("<Q", content)
+        if len(content) < 8 + length:
+            raise ValueError("it ends too early")
         tree = json.loads(content[8 : 8 + length])
         return _unpacked(tree, memoryview(content)[8 + length :])
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError, struct.error) as err:
@@ -107,9 +109,9 @@ def _tagged_scalar(value: Any) -> tuple[str, Any]:
     if value is pd.NaT or value is pd.NA:
         return "missing", str(value)
     if isinstance(value, pd.Timestamp):
-        return "timestamp", value.isoformat()
+        return "timestamp", [value.isoformat(), None if value.tzinfo is None else str(value.tzinfo)]
     if isinstance(value, datetime.datetime):
-        return "datetime", value.isoformat()
+        return "datetime", [value.isoformat(), value.fold]
     if isinstance(value, datetime.date):
         return "date", value.isoformat()
     raise TypeError(
@@ -186,6 +188,11 @@ def _read_sparse(packed: Any, buffers: memoryview, kind: str) -> Any:
     return make(tuple(_unpacked(part, buffers) for part in parts), shape=tuple(shape))
 
 
+def _read_timestamp(text: str, zone: str | None) -> pd.Timestamp:
+    found = pd.Timestamp(text)
+    return found if zone is None else found.tz_convert(zone)
+
+
 _READERS: dict[str, Callable[[Any, memoryview], Any]] = {
     "array": _read_array,
     "objects": _read_objects,
@@ -203,7 +210,7 @@ _READERS: dict[str, Callable[[Any, memoryview], Any]] = {
     "slice": lambda packed, _: slice(*packed),
     "complex": lambda packed, _: complex(*packed),
     "missing": lambda packed, _: pd.NaT if packed == "NaT" else pd.NA,
-    "timestamp": lambda packed, _: pd.Timestamp(packed),
-    "datetime": lambda packed, _: datetime.datetime.fromisoformat(packed),
+    "timestamp": lambda packed, _: _read_timestamp(*packed),
+    "datetime": lambda packed, _: datetime.datetime.fromisoformat(packed[0]).replace(fold=packed[1]),
     "date": lambda packed, _: datetime.date.fromisoformat(packed),
 }

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
@@ -88,6 +88,8 @@ class Fingerprinter:
 
     def _parts(self, value: Any) -> list[str | bytes]:
         """Give what makes a value what it is, beside its type."""
+        if is_dataclass(value) and not isinstance(value, type):
+            return self._record(value)
         for kinds, method in _KINDS:
             if isinstance(value, kinds):
                 parts: list[str | bytes] = method(self, value)
@@ -117,7 +119,7 @@ class Fingerprinter:
     def _record(self, value: Any) -> list[str | bytes]:
         # what is not compared is no part of what it is: credentials, for one
         held = [self.of(getattr(value, item.name)) for item in fields(value) if item.compare]
-        return [*held, *self._class(type(value))]
+        return [*held, self.of(type(value))]
 
     def _function(self, function: types.FunctionType) -> list[str | bytes]:
         name = _full_name(function)
@@ -160,7 +162,7 @@ class Fingerprinter:
         for key, member in sorted(vars(kind).items()):
             member = getattr(member, "__func__", getattr(member, "fget", member))
             if isinstance(member, types.FunctionType):
-                parts.append(f"{key}={self._code(member.__code__)}")
+                parts.append(f"{key}={self.of(member)}")
         self.functions[name] = _digest(*parts)
         return parts
 
@@ -219,7 +221,7 @@ class Fingerprinter:
 
     def _state(self, value: Any) -> list[str | bytes]:
         """What an object of any other class would be copied from."""
-        kind = self._class(type(value))
+        kind = [self.of(type(value))]
         if hasattr(value, "__dict__") and "__reduce__" not in vars(type(value)):
             held = {name: item for name, item in vars(value).items() if not name.startswith("__")}
             return [*kind, *self._pairs(held)]
