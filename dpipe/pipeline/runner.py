@@ -18,6 +18,7 @@ from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_input
+from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
 from dpipe.train.fit import Prepared, prepare, run_fit
 from dpipe.validate.score import Scores, score_source
@@ -141,7 +142,8 @@ class Runner:
         settings = stage.settings
         features = None if reference else settings["features"]
         X, y, _ = columns_of(settings["frame"], settings["target"], features, None)
-        found = self._score(model, X, y, settings["scoring"])
+        name = f"{stage.name} of the reference" if reference else stage.name
+        found = self._score(name, model, X, y, settings["scoring"])
         self.session.add_pass(
             stage.name,
             f"Score {type(model).__name__}",
@@ -153,7 +155,7 @@ class Runner:
         )
         return found.metrics, found.curves, found.tally.rows
 
-    def _score(self, model: Estimator, X: Any, y: Any, scoring: list[str]) -> Scores:
+    def _score(self, name: str, model: Estimator, X: Any, y: Any, scoring: list[str]) -> Scores:
         arguments = {
             "scoring": scoring,
             "memory": self.memory,
@@ -161,6 +163,7 @@ class Runner:
             "scratch": self.pipe.workdir / "scratch",
             "listener": self.session.listener,
             "started": self.session.started,
+            "recorded": lambda parts: Recorded(self.ledger, name, parts, self.session.note),
         }
         try:
             return score_source(model, X, y, client=self.client, **arguments)

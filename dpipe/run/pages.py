@@ -80,9 +80,9 @@ class Entry:
             return None
         try:
             states, tally = decode(self.place.read())
+            return recalled_state(states, tally, collect)
         except LedgerError:
             return None
-        return recalled_state(states, tally, collect)
 
     def record(self, state: PassState, collect: Callable[..., Any], name: str) -> PassState:
         """Write a state down, if that costs little beside reading its blocks again."""

@@ -47,11 +47,12 @@ from dpipe.plan_record import Plan
 from dpipe.planner import DataShape, Program, Resources, make_program, needs_places
 from dpipe.run.graph import GraphBuilder, Input, add_inputs, graph_token
 from dpipe.run.keep import add_keep, kept_inputs
+from dpipe.run.recorded import Recorded, recalled_root
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.run.stream import add_stream
 from dpipe.sizes import parse_bytes
-from dpipe.train.resume import Recorded, recalled_root
+from dpipe.train.resume import freeze, recorded_fit, thaw
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
 assert composites.COMPOSITES, "and so do the composites"
@@ -73,7 +74,7 @@ class Prepared:
 
     def recorded(self, ledger: Ledger, name: str, note: Callable[[str], None]) -> Recorded:
         """Look up in a ledger what is done already."""
-        return Recorded(ledger, name, self.source, self.program.walk, self.epochs, note)
+        return recorded_fit(ledger, name, self.source, self.program.walk, self.epochs, note)
 
 
 def prepare(
@@ -225,6 +226,8 @@ def _add_pass(
         merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots, pages=pages)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     inputs = _inputs(graph, prepared, step, before, recorded)
+    title = f"pass {number}"
+    streamed = None if recorded is None else recorded.stream(inputs, title, prepared.epochs, freeze, thaw)
     learned = add_stream(
         graph,
         inputs,
@@ -238,7 +241,7 @@ def _add_pass(
         given=_learning_orders(graph, step.learner.estimator, prepared.source.rows, f"pass{number}-order"),
         keep=Keeper(step) if step.scratch else None,
         folder=step.scratch,
-        pages=None if recorded is None else recorded.stream(inputs, f"pass {number}"),
+        pages=streamed,
     )
     return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
 
@@ -257,9 +260,7 @@ def _inputs(
     inputs = _placed(add_inputs(graph, prepared.source, step.columns, with_X=with_X), before or Known())
     if recorded is None:
         return inputs
-    inputs = recorded.keyed(inputs, {key: task for key, task in graph.tasks.items() if key not in shared})
-    recorded.explain()
-    return inputs
+    return recorded.keyed(inputs, {key: task for key, task in graph.tasks.items() if key not in shared})
 
 
 def _learning_orders(

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dpipe.errors import InputError
+from dpipe.errors import InputError, LedgerError
 from dpipe.monitor.record import CurveRecord
 from dpipe.validate.states import Calibration, ScoredBlock, Want
 
@@ -99,6 +99,21 @@ class ScoreRuns:
     def merge(self, other: Self) -> Self:
         """List the runs of later rows after these."""
         return type(self)(self.positives + other.positives, self.negatives + other.negatives)
+
+    def check(self) -> None:
+        """Check that the scores can be read.
+
+        Raises
+        ------
+        LedgerError
+            If a file is gone or too short.
+        """
+        for run in self.positives + self.negatives:
+            wanted = run.offset + run.n_rows * run.dtype.itemsize
+            if run.path is not None and not (
+                os.path.exists(run.path) and os.path.getsize(run.path) == wanted
+            ):
+                raise LedgerError(f"{run.path} is gone or damaged. Run again: it is done anew.")
 
     @property
     def n_positive(self) -> int:

@@ -1,8 +1,9 @@
 """`score`: a fitted model on rows that it has not seen, all metrics in one pass."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from dpipe.monitor.events import Listener, listening
 from dpipe.monitor.record import CurveRecord
 from dpipe.monitor.session import make_workdir
 from dpipe.run.graph import GraphBuilder, add_inputs, graph_token
+from dpipe.run.recorded import Recorded
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.sizes import format_bytes, parse_bytes
@@ -66,6 +68,19 @@ class _Collector:
         assert rows.y is not None
         block = ScoredBlock(rows.y, rows.w, answers, self.labels, self.scratch)
         return tuple(want.state.of(block, want) for want in self.wants)
+
+    def revived(self, states: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        """Give states that the ledger has kept, if the scores that they list are still there.
+
+        Raises
+        ------
+        LedgerError
+            If they are not.
+        """
+        for state in states or ():
+            if isinstance(state, ScoreRuns):
+                state.check()
+        return states
 
 
 def score(
@@ -149,6 +164,7 @@ def score_source(
     scratch: Path | None = None,
     listener: Listener | None = None,
     started: Callable[[Client | None], None] | None = None,
+    recorded: Callable[[Mapping[str, Any]], Recorded] | None = None,
 ) -> Scores:
     """Score a fitted model: metrics, curves for the report, and what was read.
 
@@ -159,6 +175,8 @@ def score_source(
         written is removed in the end.
     listener, started : callable
         Called with each progress event (its pass is "score"), and with the client once it runs.
+    recorded : callable, optional
+        Looks up in a ledger what is done already, given what the scoring follows from, each by name.
 
     The others are those of `score`.
 
@@ -177,16 +195,22 @@ def score_source(
     place = find_place(client, memory, source.n_blocks, workers)
     place, projected = _fitting_place(fitted, source, columns, collected, place, scratch)
     token = graph_token(fitted, source.X, source.y, source.w, names)
-    folder = None if scratch is None else scratch / f"scores-{token}"
+    # what a stopped run has left there is named by its content, and removed after the next one
+    folder = None if scratch is None else scratch / ("scores" if recorded else f"scores-{token}")
     collector = _Collector(tuple(collected), labels, None if folder is None else str(folder))
     graph = GraphBuilder(token)
-    key = add_scan(
-        graph,
-        add_inputs(graph, source, columns),
-        collector,
-        graph.hold("score-model", fitted).key,
-        name="score",
-    )
+    inputs, pages, known = add_inputs(graph, source, columns), None, None
+    if recorded is not None:
+        book = recorded({"the model": fitted, "the metrics": names, "the columns of X": columns})
+        inputs = book.keyed(inputs, graph.tasks)
+        pages = book.pages(inputs, collector.wants, "the scoring")
+        known = book.result()
+    if known is not None:
+        metrics, curves, tally = known
+        _remove(folder)
+        return Scores(metrics, curves, tally.recalled(), projected)
+    model = graph.hold("score-model", fitted).key
+    key = add_scan(graph, inputs, collector, model, name="score", pages=pages)
     try:
         with running(place, watched=started is not None) as chosen, listening(listener, chosen):
             if started is not None:
@@ -194,10 +218,21 @@ def score_source(
             state = compute(Delayed(key, graph.tasks), chosen, place.threads)
         found = dict(zip(collected, states_of(state, "score"), strict=True))
         metrics, curves = _finished(wants, found, labels)
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if recorded is not None:
+            book.conclude((metrics, curves, state.tally))
+    except BaseException:
+        if recorded is None:
+            _remove(folder)
+        raise
+    _remove(folder)
     return Scores(metrics, curves, state.tally, projected)
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _check_input(fitted: Estimator, source: Source) -> tuple[int, ...] | None:
