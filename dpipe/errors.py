@@ -8,6 +8,7 @@
     |-- SourceError (also OSError)           files: none matched, mixed schemas, corrupt
     |-- BundleError                          a deployed model that cannot be opened
     |-- RecordError                          a run record that cannot be read
+    |-- ClusterError                         a scheduler or its workers are gone
     |-- LedgerError                          what was recorded cannot be kept, read or shared
     `-- RequirementError                     a model that does not reach what validation requires
 
@@ -45,6 +46,10 @@ class BundleError(DpipeError):
 
 class RecordError(DpipeError):
     """A run record is missing, broken, or of another format."""
+
+
+class ClusterError(DpipeError):
+    """The scheduler is gone, or workers die over a block."""
 
 
 class LedgerError(DpipeError):

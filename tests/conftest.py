@@ -7,6 +7,7 @@ from pathlib import Path
 import dask
 import pytest
 
+from tests.faults.harness import TRIED
 from tests.kernel_cases import SEEN
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -50,3 +51,5 @@ def pytest_terminal_summary(terminalreporter):
             f"compared with scikit-learn: {len(SEEN.estimators)} estimators in {SEEN.cases:,} cases; "
             f"largest deviation {SEEN.worst:.1e}, of {SEEN.worst_of}"
         )
+    if TRIED.faults:
+        terminalreporter.write_line(str(TRIED))

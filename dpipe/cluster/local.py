@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import dask
 import psutil
 from dask.base import get_scheduler
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, KilledWorker, LocalCluster, get_worker
 from distributed.client import default_client
+from distributed.comm import CommClosedError
 
 from dpipe.blocks.heap import give_back
-from dpipe.errors import InputError
+from dpipe.errors import ClusterError, InputError
 from dpipe.sizes import MIB
 
 #: What a worker process takes before it has read anything: Python, Dask, pandas, Arrow, scikit-learn.
@@ -174,7 +176,7 @@ def _dashboard_link() -> str:
 def compute(value: Any, client: Client | None, threads: int = 1) -> Any:
     """Compute one Delayed: by the client if there is one, else as Dask is configured, else by threads."""
     try:
-        with _short_collections():
+        with _short_collections(), _explained(client):
             if client is None:
                 return value.compute(**_scheduler(threads))
             return client.compute(value, sync=True)
@@ -201,7 +203,7 @@ def compute_keys(
     kept : list
         Futures if there is a client, else values; to be put into later graphs as they are.
     """
-    with _short_collections():
+    with _short_collections(), _explained(client):
         if client is not None:
             futures = client.get(tasks, [key, *kept], sync=False)
             return futures[0].result(), list(futures[1:])
@@ -209,6 +211,24 @@ def compute_keys(
         get = get_scheduler(scheduler=chosen.pop("scheduler"))
         value, *values = get(tasks, [key, *kept], **chosen)
         return value, values
+
+
+@contextlib.contextmanager
+def _explained(client: Client | None) -> Iterator[None]:
+    """Say what a lost scheduler and dying workers mean, and what to do."""
+    try:
+        yield
+    except KilledWorker as err:
+        raise ClusterError(
+            f"Workers died {err.allowed_failures + 1} times over the same task, {err.task!r}: most often they have "
+            "no memory left. Give them more, use smaller blocks or fewer threads, and run again."
+        ) from err
+    except (CancelledError, CommClosedError) as err:
+        where = "" if client is None or client.scheduler is None else f" at {client.scheduler.address}"
+        raise ClusterError(
+            f"The scheduler{where} is gone: {' '.join(str(err).split())} Start it and run again: with a workdir, what "
+            "was recorded is not done again."
+        ) from err
 
 
 @contextlib.contextmanager

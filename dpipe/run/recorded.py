@@ -5,6 +5,7 @@ block, and the passes before. What is found under a key is therefore what would 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -54,6 +55,7 @@ class Recorded:
         self._ledger, self._name, self._note = ledger, name, note
         self._placed = placed
         self._taker = Fingerprinter()
+        self._whole: list[str] = []
         self._parts = {f"the version of {package}": _version(package) for package in _PACKAGES}
         self.history = ""
         try:
@@ -108,7 +110,10 @@ class Recorded:
         self._ledger.pen.write(key, json.dumps(now).encode(), what="stage")
 
     def pages(self, inputs: Sequence[Input], collects: Any, name: str) -> Pages | None:
-        """Give the pages of a merge pass, or of one reading of a refining one."""
+        """Give the pages of a merge pass, or of one reading of a refining one.
+
+        Readings of which all is on record are told of when one is not, or by `told`.
+        """
         if not self.works:
             return None
         try:
@@ -119,9 +124,20 @@ class Recorded:
         blocks = [joined(self.history, asked, each.key) for each in inputs]
         pages = Pages.of(self._ledger.pen, blocks, self._ledger.find)
         self.history = joined(self.history, pages.root)
-        if pages.places:
-            self._note(f"{self._name}: {_of_blocks(pages.n_recorded, len(inputs))} of {name} on record.")
+        n_recorded = pages.n_recorded
+        if n_recorded == len(inputs):
+            self._whole.append(name)
+        else:
+            self.told()
+            if n_recorded:
+                self._note(f"{self._name}: {_of_blocks(n_recorded, len(inputs))} of {name} on record.")
         return pages
+
+    def told(self) -> None:
+        """Tell of the passes and readings that are on record as a whole."""
+        if self._whole:
+            self._note(f"{self._name}: on record are {_list(_shortened(self._whole), most=9)}.")
+        self._whole.clear()
 
     def stream(
         self,
@@ -138,12 +154,14 @@ class Recorded:
         saving = Saving(self._ledger.pen, freeze)
         pages = StreamPages.of(saving, self.history, blocks, self._ledger.find, thaw)
         self.history = joined(self.history, pages.keys[-1])
+        self.told()
         if pages.begun:
             self._note(f"{self._name}: {_of_blocks(pages.begun, len(blocks))} of {name} on record.")
         return pages
 
     def result(self) -> Any:
         """Give what `conclude` has recorded of the same passes; None if there is nothing."""
+        self.told()
         place = self._ledger.find(self._end) if self.works else None
         try:
             return None if place is None else decode(place.read())
@@ -237,6 +255,19 @@ def _list(names: Sequence[str], most: int = 3) -> str:
     more = [f"{len(names) - most} more"] if len(names) > most else []
     *first, last = [*names[:most], *more]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Count the readings of a pass instead of naming each.
+
+    Examples
+    --------
+    >>> _shortened(["pass 1", "pass 2, reading 1", "pass 2, reading 2"])
+    ['pass 1', 'pass 2 (2 readings)']
+    """
+    passes = Counter(name.partition(", reading")[0] for name in names)
+    read = {name.partition(", reading")[0] for name in names if ", reading" in name}
+    return [f"{name} ({counted(n, 'reading')})" if name in read else name for name, n in passes.items()]
 
 
 def _of_blocks(n: int, total: int) -> str:

@@ -316,6 +316,8 @@ def _run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | 
         graph, key = _build(prepared, range(start, end), known, recorded)
         known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
         start = end
+    if recorded is not None:
+        recorded.told()
     return known
 
 

@@ -1,0 +1,142 @@
+"""Jobs that are disturbed: `python -m tests.faults.job KIND FOLDER`, each a real process.
+
+Prints "begun" before the first block is read, and in the end one line of JSON: what came out, as a fingerprint, and
+what was counted.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from distributed import Client
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import dpipe
+from dpipe.collect.parquet import read_parquet
+from dpipe.deploy.batch import score_files
+from dpipe.errors import DpipeError
+from dpipe.ledger.fingerprint import Fingerprinter
+from dpipe.monitor.record import RunRecord
+
+N_FILES, N_ROWS = 12, 3000
+NUMBERS = ["a", "b", "c"]
+#: Seconds that a block takes beside: a disturbance must be able to find one at work.
+PAUSE_S = 0.03
+
+
+def made_rows(i: int) -> pd.DataFrame:
+    """The rows of file `i`."""
+    rng = np.random.default_rng(i)
+    frame = pd.DataFrame(rng.normal(size=(N_ROWS, 3)), columns=NUMBERS).mask(rng.random((N_ROWS, 3)) < 0.1)
+    label = (frame["a"].fillna(0) + rng.normal(size=N_ROWS) > 0).astype(int)
+    return frame.assign(kind=rng.choice(list("uvwxyz"), N_ROWS), label=label)
+
+
+def make_data(folder: Path) -> None:
+    """Write the files that all jobs read, and the bundle that they score with."""
+    for i in range(N_FILES):
+        path = folder / "data" / f"{i:03d}.parquet"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        made_rows(i).to_parquet(path, index=False, row_group_size=N_ROWS // 2)
+    frame = read_parquet(folder / "data")
+    pipe = dpipe.Pipeline("bundle", workdir=folder / "bundled")
+    model = pipe.train(
+        make_pipeline(_columns(), SGDClassifier(loss="log_loss", random_state=0)), frame, target="label"
+    )
+    pipe.deploy(model)
+    pipe.run(progress=False)
+
+
+def slow(block: pd.DataFrame) -> pd.DataFrame:
+    """Take some time over each block."""
+    time.sleep(PAUSE_S if len(block) else 0)
+    return block
+
+
+def _columns():
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    return make_column_transformer((numbers, NUMBERS), (OneHotEncoder(), ["kind"]))
+
+
+def fit(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """A merge pass, quantiles, and a solver that reads the blocks again and again."""
+    return _train(make_pipeline(_columns(), LogisticRegression(max_iter=6)), folder, workdir, client)
+
+
+def stream(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """An ordered learner, three epochs."""
+    estimator = make_pipeline(_columns(), SGDClassifier(random_state=0))
+    return _train(estimator, folder, workdir, client, epochs=3)
+
+
+def _train(estimator, folder: Path, workdir: Path, client: Client | None, epochs: int = 1) -> dict:
+    frame = read_parquet(folder / "data", block_nbytes="64 KiB").map_partitions(slow)
+    print("begun", flush=True)
+    with_warnings_off()
+    fitted = dpipe.fit(
+        estimator, frame[[*NUMBERS, "kind"]], frame["label"], epochs=epochs, workdir=workdir, client=client
+    )
+    passes = RunRecord.read(workdir / "run.json").passes
+    return {
+        "result": Fingerprinter().of(fitted),
+        "rows": [one.rows for one in passes],
+        "blocks": sum(one.n_blocks for one in passes),
+        "read": sum(one.n_blocks - one.n_recalled for one in passes),
+    }
+
+
+def with_warnings_off() -> None:
+    """A solver that is stopped after six steps warns, which is of no interest here."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+
+
+def predict(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """Batch scoring, a file a task."""
+    out = workdir / "scored"
+    done = sum(1 for _ in out.glob("*.parquet"))
+    print("begun", flush=True)
+    score_files(folder / "bundled/bundle", str(folder / "data"), out, client=client)
+    paths = sorted(out.glob("*.parquet"))
+    tables = [pq.read_table(path) for path in paths]
+    return {
+        "result": Fingerprinter().of([table.replace_schema_metadata(None) for table in tables]),
+        "rows": [sum(table.num_rows for table in tables)],
+        "blocks": len(paths),
+        "read": len(paths) - done,
+    }
+
+
+JOBS = {job.__name__: job for job in (fit, stream, predict)}
+
+
+def main() -> int:
+    """Do one job."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=JOBS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--scheduler")
+    arguments = parser.parse_args()
+    client = Client(arguments.scheduler) if arguments.scheduler else None
+    try:
+        found = JOBS[arguments.kind](arguments.folder, arguments.workdir, client)
+    except DpipeError as err:
+        print(f"{type(err).__name__}: {err}", file=sys.stderr)
+        return 3
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""`kill -9` of the client, of a worker, of the scheduler: one more run ends with the bits of an undisturbed one."""
+
+import random
+
+import pytest
+
+from dpipe.ledger.book import records
+from tests.faults import harness
+from tests.faults.job import JOBS
+
+#: Moments at which each process of each job is killed, in the long form.
+MOMENTS = 25
+
+
+def moment(undisturbed, kind, victim, number):
+    """A random moment of the run; the same one every time the test runs."""
+    return random.Random(f"{kind} {victim} {number}").random() * undisturbed(kind).seconds
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", JOBS)
+def test_a_killed_client(kind, data, undisturbed, tmp_path):
+    wanted = undisturbed(kind).result
+    harness.killed(kind, data, tmp_path / "run", "client", wanted, moment(undisturbed, kind, "client", 0))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["worker", "scheduler"])
+def test_a_killed_part_of_a_cluster(victim, data, undisturbed, tmp_path):
+    wanted = undisturbed("fit").result
+    harness.killed("fit", data, tmp_path / "run", victim, wanted, moment(undisturbed, "fit", victim, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4000)
+@pytest.mark.parametrize("victim", ["client", "worker", "scheduler"])
+@pytest.mark.parametrize("kind", JOBS)
+def test_many_moments(kind, victim, data, undisturbed, tmp_path):
+    wanted = undisturbed(kind).result
+    for number in range(MOMENTS):
+        after_s = moment(undisturbed, kind, victim, number)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        harness.killed(kind, data, folder / "run", victim, wanted, after_s)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "share"), [("fit", 0.55), ("stream", 0.55)])
+def test_after_half_of_the_blocks_the_rest_costs_half(kind, share, data, undisturbed, tmp_path):
+    wanted = undisturbed(kind).result
+    workdir = tmp_path / "run"
+    process = harness.start(kind, data, workdir)
+    while _blocks_done(workdir) < wanted["blocks"] / 2:
+        assert process.poll() is None
+    process.kill()
+    harness.finish(process)
+    again = harness.run(kind, data, workdir)
+    harness.check(again, wanted)
+    assert again.result["read"] <= share * wanted["blocks"]
+
+
+def _blocks_done(workdir):
+    """Blocks that the ledger knows: those of merges, and the furthest that a learner was recorded at."""
+    done = {}
+    for place in records(workdir / "ledger").values():
+        with open(place.path, "rb") as file:
+            file.seek(max(place.start - 300, 0))
+            header = file.read(place.start - file.tell()).rsplit(b"\n", 2)[-2]
+        said = harness.json.loads(header)
+        if said["what"].endswith("stream"):
+            done["stream"] = max(done.get("stream", 0), said["rows"] // 1500)
+        elif said["what"].endswith(("merge", "refine")) and said["rows"] == 1500:
+            done["merge"] = done.get("merge", 0) + 1
+    return sum(done.values())
