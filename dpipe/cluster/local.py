@@ -151,6 +151,8 @@ def running(place: Place, *, watched: bool = True) -> Iterator[Client | None]:
                 "distributed.admin.tick.limit": "30s",
                 "distributed.worker.memory.pause": False,
                 "distributed.dashboard.link": _dashboard_link(),
+                # a worker of this process cannot be lost, but a clock that is set would make it look so
+                "distributed.scheduler.worker-ttl": None,
             }
         ),
         LocalCluster(

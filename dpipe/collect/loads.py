@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from dask._task_spec import convert_legacy_graph  # parts of Dask still write graphs of tuples
 from dask.base import flatten
-from dask.task_spec import GraphNode
+from dask.task_spec import DataNode, GraphNode, Task
 
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.scratch import ScratchBlock
@@ -65,10 +65,41 @@ class GraphLoad:
             try:
                 values[key] = task({k: values[k] for k in task.dependencies})
             except ValueError as err:
-                raise _explained(err, self.where) from err
+                explained = _explained(err, self.where)
+                explained.add_note(self._told())
+                raise explained from err
+            except Exception as err:
+                err.add_note(self._told())
+                raise
         packed = iter(values[self.output])
         X, y, w = (next(packed) if there else None for there in self.present)
         return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
+
+    def _told(self) -> str:
+        """Say which block it was, and of which files."""
+        paths = sorted({block.path for task in self.tasks.values() for block in _specs(task)})
+        of = f" of {', '.join(paths)}" if paths else ""
+        return (
+            f"This was {self.where}{of}. Repair what fails and run again: with a workdir, what was recorded is not "
+            "done again."
+        )
+
+
+def _specs(part: Any) -> Iterator[BlockSpec]:
+    """Find the parts of files that a task reads."""
+    if isinstance(part, BlockSpec):
+        yield part
+    elif isinstance(part, Task):
+        for each in (*part.args, *part.kwargs.values()):
+            yield from _specs(each)
+    elif isinstance(part, DataNode):
+        yield from _specs(part.value)
+    elif isinstance(part, dict):
+        for each in part.values():
+            yield from _specs(each)
+    elif isinstance(part, list | tuple):
+        for each in part:
+            yield from _specs(each)
 
 
 def _explained(err: ValueError, where: str) -> Exception:

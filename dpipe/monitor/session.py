@@ -14,7 +14,7 @@ from typing import Any, Self
 from distributed import Client
 
 from dpipe.blocks.rows import Tally
-from dpipe.errors import InputError
+from dpipe.errors import InputError, LedgerError
 from dpipe.monitor.progress import Progress
 from dpipe.monitor.record import CurveRecord, MachineRecord, MemoryRecord, PassRecord, RunRecord, StageRecord
 from dpipe.monitor.report import write_report
@@ -115,7 +115,17 @@ class Session:
         if error is not None:
             self._error = f"{type(error).__name__}: {error}"[:_MOST_OF_AN_ERROR]
         if self.workdir is not None:
-            self.write(finished=error is None)
+            try:
+                self.write(finished=error is None)
+            except OSError as unwritten:
+                if error is None:
+                    raise LedgerError(
+                        f"The record of the run cannot be written into {self.workdir}: {unwritten}. Make room there "
+                        "and run again: what was recorded is not done again."
+                    ) from unwritten
+                error.add_note(
+                    f"Nor could the record of the run be written into {self.workdir}: {unwritten}."
+                )
 
     def listener(self, event: Mapping[str, Any]) -> None:
         """Move the progress bar of a pass by one block."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 #: Longer than any job takes on a busy machine; nothing may hang for ever.
-LIMIT_S = 240
+LIMIT_S = 120
 
 
 @dataclass
@@ -102,7 +102,11 @@ def start(kind: str, folder: Path, workdir: Path, address: str | None = None) ->
 def finish(process: subprocess.Popen) -> Done:
     """Wait for a job."""
     began = time.monotonic()
-    said, complained = process.communicate(timeout=LIMIT_S)
+    try:
+        said, complained = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     lines = said.splitlines()
     result = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
     return Done(process.returncode, complained, result, time.monotonic() - began)

@@ -6,6 +6,7 @@ what was counted.
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -57,8 +58,13 @@ def make_data(folder: Path) -> None:
 
 
 def slow(block: pd.DataFrame) -> pd.DataFrame:
-    """Take some time over each block."""
+    """Take some time over each block; fail over one of them if a file says so."""
     time.sleep(PAUSE_S if len(block) else 0)
+    breaks = Path(os.environ.get("BREAKS", "/nonexistent"))
+    if len(block) and breaks.exists() and block["a"].head(9).equals(made_rows(7)["a"].head(9)):
+        if breaks.read_text() == "once":
+            breaks.unlink()
+        raise RuntimeError("a block that breaks")
     return block
 
 
