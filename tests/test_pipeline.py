@@ -262,3 +262,44 @@ def test_the_record_is_plain_json(files, tmp_path):
     pipe, _ = build(files, tmp_path / "work")
     pipe.run(progress=False)
     assert json.loads((tmp_path / "work" / "run.json").read_text())["name"] == "demo"
+
+
+def test_a_second_run_reads_nothing_and_an_appended_file_alone(tmp_path, capsys):
+    def pipeline():
+        pipe = dpipe.Pipeline("appended", workdir=tmp_path / "run")
+        rows = pipe.collect(tmp_path / "data")
+        model = pipe.train(make_pipeline(StandardScaler(), LinearRegression()), rows, target="y")
+        pipe.validate(model, rows, scoring=["r2"])
+        return pipe
+
+    def read(run):
+        passes = RunRecord.read(run.workdir / "run.json").passes
+        return [one.n_blocks - one.n_recalled for one in passes]
+
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        frame = pd.DataFrame({"x": rng.normal(size=50)}).assign(y=lambda rows: 2 * rows["x"] + 1)
+        frame.to_parquet(tmp_path / "data" / f"{i}.parquet", index=False)
+    first = pipeline().run(progress=False)
+    assert read(first) == [3, 3]
+    assert pipeline().plan().recorded == ("train: pass 1 on record.",)
+    again = pipeline().run(progress=False)
+    assert read(again) == [0, 0]
+    assert again.metrics == first.metrics
+    frame.to_parquet(tmp_path / "data" / "3.parquet", index=False)
+    assert pipeline().plan().recorded == ("train: 3 of 4 blocks of pass 1 on record.",)
+    capsys.readouterr()
+    appended = pipeline().run(progress=False)
+    assert read(appended) == [1, 4]
+    anew = dpipe.Pipeline("anew", workdir=tmp_path / "anew")
+    model = anew.train(
+        make_pipeline(StandardScaler(), LinearRegression()), dpipe.read_parquet(tmp_path / "data"), target="y"
+    )
+    anew.deploy(model)
+    wanted = anew.run(progress=False).model
+    assert appended.model[-1].coef_.tobytes() == wanted[-1].coef_.tobytes()
+    assert RunRecord.read(appended.workdir / "run.json").notes == (
+        "train: 3 of 4 blocks of pass 1 on record.",
+        "validate: the model changed; what follows from that is done anew.",
+    )

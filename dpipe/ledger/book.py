@@ -220,6 +220,19 @@ class Ledger:
             path.unlink()
 
 
+class Reading:
+    """A ledger that is looked into without holding it: for plans, while another run may be at work."""
+
+    pen: Pen | None = None
+
+    def __init__(self, workdir: str | os.PathLike[str]) -> None:
+        self._found = records(Path(workdir).resolve() / "ledger")
+
+    def find(self, key: str) -> Place | None:
+        """Give the place of a record; None if there is none."""
+        return self._found.get(key)
+
+
 def _logs(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.log"))
 

@@ -26,7 +26,7 @@ from dpipe.monitor.session import Session, make_workdir
 from dpipe.pipeline.runner import Runner
 from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_input
 from dpipe.sizes import counted, parse_bytes
-from dpipe.train.fit import delayed_fit, prepare
+from dpipe.train.fit import delayed_fit, on_record, prepare
 from dpipe.validate.score import check_scoring, score
 
 
@@ -324,13 +324,20 @@ class Pipeline:
     def plan(
         self, *, memory: int | str | None = None, client: Client | None = None, workers: int | None = None
     ) -> PipelinePlan:
-        """Tell what `run` would do; computes nothing.
+        """Tell what `run` would do, and what earlier runs have done of it already; computes nothing.
 
         Raises
         ------
         MemoryLimitError
             If the budget cannot be kept.
         """
+        return self._planned(memory, client, workers, self.workdir if self.workdir.is_dir() else None)
+
+    def _planned(
+        self, memory: int | str | None, client: Client | None, workers: int | None, workdir: Path | None
+    ) -> PipelinePlan:
+        """Plan all stages, and look up in a workdir, if there is one, what is done already."""
+        recorded: list[str] = []
         fits, n_scorings = [], 0
         for stage in self.stages:
             if stage.kind == "train":
@@ -342,10 +349,16 @@ class Pipeline:
                     workers=workers,
                 )
                 fits.append((stage.name, prepared.plan))
+                if workdir is not None:
+                    recorded += on_record(prepared, workdir, stage.name)
             elif stage.kind == "validate":
                 n_scorings += 1 + (stage.settings["reference"] is not None)
         return PipelinePlan(
-            self.name, tuple((stage.name, stage.says) for stage in self.stages), tuple(fits), n_scorings
+            self.name,
+            tuple((stage.name, stage.says) for stage in self.stages),
+            tuple(fits),
+            n_scorings,
+            tuple(recorded),
         )
 
     def run(
@@ -357,6 +370,9 @@ class Pipeline:
         progress: bool | None = None,
     ) -> PipelineRun:
         """Carry the pipeline out, and leave results, record and report under the workdir.
+
+        What an earlier run has recorded in the workdir's ledger is not done again: a run that was stopped goes on,
+        and of a source that has grown only the new files are read, where a fit can be merged.
 
         Parameters
         ----------
@@ -378,7 +394,7 @@ class Pipeline:
         """
         if not self.stages:
             raise InputError(f"Pipeline {self.name!r} has no stages. Start with pipe.collect(...).")
-        self.plan(memory=memory, client=client, workers=workers)  # what cannot be done leaves no trace
+        self._planned(memory, client, workers, None)  # what cannot be done leaves no trace
         workdir = make_workdir(self.workdir)
         budget = None if memory is None else parse_bytes(memory)
         started = time.perf_counter()

@@ -39,6 +39,8 @@ class PipelinePlan:
     """Each training stage, with its plan."""
     n_scorings: int
     """Validation stages; each reads the test rows once for each scored model."""
+    recorded: tuple[str, ...] = ()
+    """What earlier runs have done of it already, and why other things must be done anew."""
 
     def __str__(self) -> str:
         """Draw it."""
@@ -51,7 +53,7 @@ class PipelinePlan:
                 "",
                 f"validate: {self.n_scorings} more pass{'es' * (self.n_scorings > 1)} over the test rows",
             ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *([""] if self.recorded else []), *self.recorded])
 
     __repr__ = __str__
 
@@ -60,7 +62,8 @@ class PipelinePlan:
             f"<li><b>{html.escape(name)}</b> {html.escape(says)}</li>" for name, says in self.stages
         )
         plans = "".join(plan._repr_html_() for _, plan in self.fits)
-        return f"<h4>Pipeline {html.escape(self.name)}</h4><ol>{rows}</ol>{plans}"
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.recorded)
+        return f"<h4>Pipeline {html.escape(self.name)}</h4><ol>{rows}</ol>{plans}{notes}"
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,14 @@ _WORTH_TIMES = 100
 class Pages:
     """What a pass takes from the ledger, and how it writes there."""
 
-    pen: Pen
+    pen: Pen | None
     keys: tuple[tuple[str, ...], ...]
     """The fingerprint of each block's state; of each merge of them; and so on up to the last merge, the root."""
     places: Mapping[str, Place]
     """Where those lie that are on record."""
 
     @classmethod
-    def of(cls, pen: Pen, blocks: Sequence[str], find: Callable[[str], Place | None]) -> Self:
+    def of(cls, pen: Pen | None, blocks: Sequence[str], find: Callable[[str], Place | None]) -> Self:
         """Look up the blocks of a pass, and all merges of them."""
         levels = [tuple(blocks)]
         while len(levels[-1]) > 1:
@@ -68,7 +68,7 @@ class Pages:
 class Entry:
     """The ledger's page for one state: its key, and where it lies if it is on record."""
 
-    pen: Pen
+    pen: Pen | None
     key: str
     place: Place | None = None
     always: bool = False
@@ -86,7 +86,7 @@ class Entry:
 
     def record(self, state: PassState, collect: Callable[..., Any], name: str) -> PassState:
         """Write a state down, if that costs little beside reading its blocks again."""
-        if state.recorded and not self.always:
+        if self.pen is None or (state.recorded and not self.always):
             return state
         kept = getattr(collect, "kept", _as_it_is)(state.states)
         try:
@@ -104,12 +104,14 @@ class Entry:
 class Saving:
     """Records a learner once in a while: as often as costs a hundredth of the time at most."""
 
-    pen: Pen
+    pen: Pen | None
     freeze: Callable[[Any], bytes]
     """Gives a learner as bytes."""
 
     def save(self, key: str, learner: Any, tally: Tally, name: str, *, last: bool) -> None:
         """Record the learner if it is time, or after the last block."""
+        if self.pen is None:
+            return
         with _paces_lock:
             due, cost = _paces.get(self.pen, (0.0, 0.0))
         began = time.monotonic()  # a clock that is set does not matter

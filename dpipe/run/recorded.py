@@ -15,7 +15,7 @@ from dask.task_spec import GraphNode
 
 from dpipe.collect.loads import GraphLoad, HeldLoad, Load, ReadLoad
 from dpipe.errors import LedgerError
-from dpipe.ledger.book import Ledger, Place
+from dpipe.ledger.book import Ledger, Place, Reading
 from dpipe.ledger.codec import decode, encode
 from dpipe.ledger.fingerprint import Fingerprinter, Unknowable, joined
 from dpipe.run.graph import Input
@@ -45,7 +45,7 @@ class Recorded:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Ledger | Reading,
         name: str,
         parts: Mapping[str, Any],
         note: Callable[[str], None],
@@ -107,7 +107,8 @@ class Recorded:
             changes = _changes(before, now)
             if changes:
                 self._note(f"{self._name}: {changes}; what follows from that is done anew.")
-        self._ledger.pen.write(key, json.dumps(now).encode(), what="stage")
+        if self._ledger.pen is not None:
+            self._ledger.pen.write(key, json.dumps(now).encode(), what="stage")
 
     def pages(self, inputs: Sequence[Input], collects: Any, name: str) -> Pages | None:
         """Give the pages of a merge pass, or of one reading of a refining one.
@@ -136,7 +137,7 @@ class Recorded:
     def told(self) -> None:
         """Tell of the passes and readings that are on record as a whole."""
         if self._whole:
-            self._note(f"{self._name}: on record are {_list(_shortened(self._whole), most=9)}.")
+            self._note(f"{self._name}: {_list(_shortened(self._whole), most=9)} on record.")
         self._whole.clear()
 
     def stream(
@@ -170,7 +171,7 @@ class Recorded:
 
     def conclude(self, result: Any) -> None:
         """Record what came of all passes up to here."""
-        if self.works:
+        if self.works and self._ledger.pen is not None:
             self._ledger.pen.write(self._end, encode(result), what=self._name)
 
     @property

@@ -40,7 +40,7 @@ from dpipe.families.program import (
 )
 from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta
-from dpipe.ledger.book import Ledger
+from dpipe.ledger.book import Ledger, Reading
 from dpipe.monitor.events import listening
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
@@ -72,7 +72,7 @@ class Prepared:
         """The record of what it will do."""
         return self.program.plan
 
-    def recorded(self, ledger: Ledger, name: str, note: Callable[[str], None]) -> Recorded:
+    def recorded(self, ledger: Ledger | Reading, name: str, note: Callable[[str], None]) -> Recorded:
         """Look up in a ledger what is done already."""
         return recorded_fit(ledger, name, self.source, self.program.walk, self.epochs, note)
 
@@ -363,6 +363,21 @@ def _run_refinements(
         inputs = inputs or (kept_inputs(reading, kept) if kept else [])
         running.answer(states_of(found, "fit"), found.tally)
     return running.finished()
+
+
+def on_record(prepared: Prepared, workdir: Path, name: str) -> tuple[str, ...]:
+    """Tell what a run of a stage in a workdir would not have to read, and why other things; computes nothing.
+
+    What a refining fit will ask in its later readings is known only once it has its first answers.
+    """
+    notes: list[str] = []
+    recorded = prepared.recorded(Reading(workdir), name, notes.append)
+    passes = prepared.program.passes
+    static = next((i for i, step in enumerate(passes) if step.refines), len(passes))
+    if not _counts_first(prepared):
+        _build(prepared, range(static), None, recorded)
+        recorded.told()
+    return tuple(notes)
 
 
 def run_fit(

@@ -8,13 +8,13 @@ import skops.io
 from dpipe.collect.source import Source
 from dpipe.families.compose import Walk
 from dpipe.families.model_file import open_model
-from dpipe.ledger.book import Ledger
+from dpipe.ledger.book import Ledger, Reading
 from dpipe.planner import needs_places
 from dpipe.run.recorded import Recorded
 
 
 def recorded_fit(
-    ledger: Ledger, name: str, source: Source, tree: Walk, epochs: int, note: Callable[[str], None]
+    ledger: Ledger | Reading, name: str, source: Source, tree: Walk, epochs: int, note: Callable[[str], None]
 ) -> Recorded:
     """Look up in a ledger what is done of a fit already; see `dpipe.run.recorded.Recorded`."""
     steps = {f"the parameters of {fit.name}": fit.estimator for fit in tree.fits if fit.is_leaf}
