@@ -24,6 +24,10 @@ from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, parse_bytes
 
 
+#: Of a file whose size and time are not known.
+_UNSTAMPED = (0, 0)
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """One block of a Parquet source: some neighbouring row groups of one file."""
@@ -31,7 +35,7 @@ class BlockSpec:
     path: str
     row_groups: tuple[int, ...]
     n_rows: int
-    stamp: tuple[int, int] = (0, 0)
+    stamp: tuple[int, int] = _UNSTAMPED
     """Size and time of a local file, so that a changed file is another block."""
 
 
@@ -43,7 +47,8 @@ class ParquetReader:
     """The types that every block is given."""
     dictionaries: tuple[str, ...]
     """String columns, read as dictionary codes."""
-    storage_options: dict[str, Any] = field(default_factory=dict)
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Credentials may be among them: they are no part of what the data is, and are not shown."""
     on_corrupt: str = "raise"
     """Whether to raise or to skip what cannot be read."""
 
@@ -60,6 +65,7 @@ class ParquetReader:
             If the file is gone, changed or corrupt; the message names it.
         """
         wanted = list(self.schema.names if columns is None else columns)
+        self._check_unchanged(block)
         try:
             with _parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
                 found = _spelling(wanted, parquet.schema_arrow.names)
@@ -76,7 +82,25 @@ class ParquetReader:
                 "the source, or go on without these rows: read_parquet(..., on_corrupt='skip'). The other files "
                 "are not affected."
             ) from err
+        self._check_unchanged(block)
         return self._with_schema(table, found, block.path)
+
+    def _check_unchanged(self, block: BlockSpec) -> None:
+        """Refuse a local file that is another one than was listed: old and new rows must not be mixed."""
+        if block.stamp == _UNSTAMPED or self.on_corrupt == "skip":
+            return
+        try:
+            now = _stamp(block.path)
+        except OSError as err:
+            raise SourceError(
+                f"{block.path} has changed since it was listed: it is gone ({err.strerror or err}). Put it back, or list the source "
+                "anew, and run again; the other files are not affected."
+            ) from err
+        if now != block.stamp:
+            raise SourceError(
+                f"{block.path} has changed since it was listed: it had {block.stamp[0]:,} bytes and has {now[0]:,}, "
+                "or was written again. List the source anew, and run again; the other files are not affected."
+            )
 
     def _with_schema(self, table: pa.Table, found: dict[str, str | None], path: str) -> pa.Table:
         arrays = []
@@ -402,6 +426,6 @@ def _blocks_of_file(path: str, metadata: Any, schema: pa.Schema, limit: int) -> 
 
 def _stamp(path: str) -> tuple[int, int]:
     if "://" in path:
-        return 0, 0
+        return _UNSTAMPED
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
