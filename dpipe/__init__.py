@@ -1,7 +1,9 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
 
 from dpipe.collect.csv import read_csv
+from dpipe.collect.leaks import check_leaks
 from dpipe.collect.parquet import read_parquet
+from dpipe.collect.split import folds, split
 from dpipe.deploy.apply import predict, transform
 from dpipe.deploy.bundle import load
 from dpipe.errors import DpipeError
@@ -15,8 +17,10 @@ from dpipe.validate.score import score
 __all__ = [
     "DpipeError",
     "Pipeline",
+    "check_leaks",
     "estimators",
     "fit",
+    "folds",
     "load",
     "plan",
     "predict",
@@ -25,5 +29,6 @@ __all__ = [
     "read_parquet",
     "register",
     "score",
+    "split",
     "transform",
 ]

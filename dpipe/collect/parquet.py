@@ -23,7 +23,6 @@ from dpipe.blocks.table import table_to_pandas
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, parse_bytes
 
-
 #: Of a file whose size and time are not known.
 _UNSTAMPED = (0, 0)
 
@@ -93,8 +92,8 @@ class ParquetReader:
             now = _stamp(block.path)
         except OSError as err:
             raise SourceError(
-                f"{block.path} has changed since it was listed: it is gone ({err.strerror or err}). Put it back, or list the source "
-                "anew, and run again; the other files are not affected."
+                f"{block.path} has changed since it was listed: it is gone ({err.strerror or err}). Put it "
+                "back, or list the source anew, and run again; the other files are not affected."
             ) from err
         if now != block.stamp:
             raise SourceError(

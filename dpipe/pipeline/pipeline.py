@@ -129,16 +129,28 @@ class Pipeline:
         *,
         test_size: float = 0.2,
         by: str | Sequence[str] | None = None,
+        stratify: str | None = None,
+        time: str | None = None,
+        test_from: Any = None,
+        gap: Any = None,
         random_state: int = 0,
     ) -> tuple[Any, Any]:
-        """Split rows into train and test by a hash of a key; see `dpipe.collect.split.split`.
+        """Split rows into train and test by a hash of a key, or by time; see `dpipe.split`.
 
         Rows with the same values in the columns `by` fall on the same side, whatever the blocks, and
         also when data is appended.
         """
-        train, test = split_rows(frame, test_size=test_size, by=by, random_state=random_state)
-        key = "all columns" if by is None else by if isinstance(by, str) else ", ".join(by)
-        self._add("split", f"{test_size:.0%} of the rows to test, by {key}", (frame,), (train, test))
+        ways = {"stratify": stratify, "time": time, "test_from": test_from, "gap": gap}
+        train, test = split_rows(frame, test_size=test_size, by=by, random_state=random_state, **ways)
+        if time is not None:
+            says = f"rows from {test_from} on to test, by {time}" + (
+                f", {gap} apart" if gap is not None else ""
+            )
+        else:
+            key = "all columns" if by is None else by if isinstance(by, str) else ", ".join(by)
+            within = "" if stratify is None else f" within each {stratify}"
+            says = f"{test_size:.0%} of the rows to test{within}, by {key}"
+        self._add("split", says, (frame,), (train, test), {"drops": time is not None})
         return train, test
 
     def preprocess(self, frame: Any, function: Callable[..., Any], **options: Any) -> Any:

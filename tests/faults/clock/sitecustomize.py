@@ -6,13 +6,14 @@ Python imports a module of this name before all others, so that whoever holds `t
 import os
 import time
 
-_now, _path = time.time, os.environ["CLOCK"]
+_now = time.time
 
 
 def _shifted() -> float:
-    with open(_path, encoding="ascii") as file:
+    with open(os.environ["CLOCK"], encoding="ascii") as file:
         return _now() + float(file.read() or 0)
 
 
-time.time = _shifted
-time.time_ns = lambda: int(_shifted() * 1e9)
+if "CLOCK" in os.environ:
+    time.time = _shifted
+    time.time_ns = lambda: int(_shifted() * 1e9)
