@@ -9,6 +9,8 @@ from dpipe.deploy.bundle import load
 from dpipe.errors import DpipeError
 from dpipe.families.catalog import estimators
 from dpipe.families.registry import register
+from dpipe.outputs.manifest import verify
+from dpipe.outputs.parquet import write_parquet
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.quantile import quantile
@@ -31,4 +33,6 @@ __all__ = [
     "score",
     "split",
     "transform",
+    "verify",
+    "write_parquet",
 ]

@@ -25,6 +25,7 @@ from dpipe.families.catalog import estimators
 from dpipe.monitor.record import RunRecord
 from dpipe.monitor.report import write_report
 from dpipe.monitor.session import Session
+from dpipe.outputs.manifest import verify
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.sizes import counted
 
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_predict(commands)
     _add_report(commands)
+    _add_verify(commands)
     _add_estimators(commands)
     return parser
 
@@ -235,6 +237,25 @@ def _report(arguments: argparse.Namespace) -> None:
     workdir = Path(arguments.workdir)
     record = RunRecord.read(workdir / "run.json")
     print(write_report(record, workdir / "report.html").resolve().as_uri())
+
+
+def _add_verify(commands: Any) -> None:
+    check = commands.add_parser(
+        "verify",
+        help="check a result or a bundle against its manifest",
+        description="Check every file of a result or a bundle against its manifest; the exit status is 1 if any is "
+        "missing, changed, cut short or not of it.",
+        epilog="example: dpipe verify runs/taxi_tips/bundle",
+    )
+    check.add_argument("path", metavar="PATH", help="folder of the result")
+    check.set_defaults(command=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    found = verify(arguments.path)
+    print(found)
+    if not found.ok:
+        raise SystemExit(1)
 
 
 def _estimators(arguments: argparse.Namespace) -> None:

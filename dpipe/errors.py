@@ -7,6 +7,7 @@
     |-- UnsupportedEstimatorError (TypeError)  an estimator that cannot be fitted block by block
     |-- SourceError (also OSError)           files: none matched, mixed schemas, corrupt
     |-- BundleError                          a deployed model that cannot be opened
+    |-- OutputError                          a result that cannot be written, or was never finished
     |-- RecordError                          a run record that cannot be read
     |-- ClusterError                         a scheduler or its workers are gone
     |-- LedgerError                          what was recorded cannot be kept, read or shared
@@ -42,6 +43,10 @@ class SourceError(DpipeError, OSError):
 
 class BundleError(DpipeError):
     """A deployed model cannot be written or opened."""
+
+
+class OutputError(DpipeError):
+    """A result cannot be written, was never finished, or would replace another."""
 
 
 class RecordError(DpipeError):

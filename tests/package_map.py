@@ -19,6 +19,7 @@ ORDER = (
     "cli",
     "pipeline",
     "deploy",
+    "outputs",
     "validate",
     "train",
     "composites",

@@ -36,6 +36,11 @@ class ReadLoad:
     w: str | None
     needs: tuple[Any, ...] = ()
 
+    @property
+    def files(self) -> tuple[BlockSpec, ...]:
+        """The part of a file that it reads."""
+        return (self.block,)
+
     def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
         """Decode the block: all columns in one read."""
         wanted = dict.fromkeys([*self.X, *(name for name in (self.y, self.w) if name is not None)])
@@ -75,9 +80,14 @@ class GraphLoad:
         X, y, w = (next(packed) if there else None for there in self.present)
         return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
 
+    @property
+    def files(self) -> tuple[BlockSpec, ...]:
+        """The parts of Parquet files that its own tasks read."""
+        return tuple(block for task in self.tasks.values() for block in _specs(task))
+
     def _told(self) -> str:
         """Say which block it was, and of which files."""
-        paths = sorted({block.path for task in self.tasks.values() for block in _specs(task)})
+        paths = sorted({block.path for block in self.files})
         of = f" of {', '.join(paths)}" if paths else ""
         return (
             f"This was {self.where}{of}. Repair what fails and run again: with a workdir, what was recorded is not "

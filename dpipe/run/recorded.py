@@ -89,10 +89,10 @@ class Recorded:
 
     def _key_of(self, each: Input, known: Mapping[Any, str]) -> str:
         place = [str(each.at)] if self._placed else []
-        load = each.load
-        if isinstance(load, ReadLoad):
-            self._parts[f"the file {load.block.path}"] = str(load.block.stamp)
-        return joined(_load_fingerprint(self._taker, load, known), *place)
+        if isinstance(each.load, ReadLoad | GraphLoad):
+            for block in each.load.files:
+                self._parts[f"the file {block.path}"] = str(block.stamp)
+        return joined(_load_fingerprint(self._taker, each.load, known), *place)
 
     def _explain(self) -> None:
         """Say what has changed since the last run of this stage, and remember what it follows from now."""

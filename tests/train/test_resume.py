@@ -124,19 +124,24 @@ def test_new_files_cost_only_themselves(tmp_path):
     assert_same(fitted, dpipe.fit(merged, X), rtol=0)
 
 
-def test_a_file_that_changed_or_vanished_is_named_and_read_again(tmp_path):
+def through_pandas(frame):
+    return frame.map_partitions(add_speed, meta=frame._meta)
+
+
+@pytest.mark.parametrize("read_as", [lambda frame: frame, through_pandas], ids=["direct", "through pandas"])
+def test_a_file_that_changed_or_vanished_is_named_and_read_again(read_as, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     write_files(data, range(4))
-    recorded_fit(tmp_path, StandardScaler(), read_parquet(data)[["a"]])
+    recorded_fit(tmp_path, StandardScaler(), read_as(read_parquet(data)[["a"]]))
     rows_of(100, seed=77).to_parquet(data / "002.parquet", index=False)
-    X = read_parquet(data)[["a"]]
+    X = read_as(read_parquet(data)[["a"]])
     fitted, read, found, notes = recorded_fit(tmp_path, StandardScaler(), X)
     assert (read, found) == (1, 3)
     assert any("002.parquet changed" in note for note in notes)
     assert_same(fitted, dpipe.fit(StandardScaler(), X), rtol=0)
     (data / "001.parquet").unlink()
-    X = read_parquet(data)[["a"]]
+    X = read_as(read_parquet(data)[["a"]])
     fitted, read, found, notes = recorded_fit(tmp_path, StandardScaler(), X)
     assert (read, found) == (0, 3)
     assert any("001.parquet is gone" in note for note in notes)

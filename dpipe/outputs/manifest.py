@@ -1,0 +1,151 @@
+"""Manifests: what files a result has, and what is in them; written last, so that without one it is not finished."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpipe.errors import OutputError
+from dpipe.sizes import counted
+
+MANIFEST = "manifest.json"
+_PIECE_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a result."""
+
+    name: str
+    sha256: str
+    nbytes: int
+    rows: int | None = None
+
+    @classmethod
+    def of(cls, path: Path, rows: int | None = None) -> "FileEntry":
+        """Read a file, a piece at a time."""
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_NBYTES):
+                digest.update(piece)
+            nbytes = file.tell()
+        return cls(path.name, digest.hexdigest(), nbytes, rows)
+
+    def told(self) -> dict[str, Any]:
+        """Give what a manifest says of it."""
+        said: dict[str, Any] = {"sha256": self.sha256, "nbytes": self.nbytes}
+        return said if self.rows is None else {**said, "rows": self.rows}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What came of checking a result.
+
+    Attributes
+    ----------
+    path : Path
+    n_files : int
+        Files that the manifest names.
+    n_rows : int or None
+        Rows that it names; None for what has none, as a bundle.
+    problems : tuple of str
+        One for each file that is not as it was written; empty if all is well.
+    """
+
+    path: Path
+    n_files: int
+    n_rows: int | None
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file is as it was written."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        """Say it."""
+        rows = "" if self.n_rows is None else f" with {counted(self.n_rows, 'row')}"
+        if self.ok:
+            return f"{self.path}: {counted(self.n_files, 'file')}{rows}, as written"
+        lines = [
+            f"{self.path}: {counted(len(self.problems), 'problem')} in {counted(self.n_files, 'file')}{rows}"
+        ]
+        return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
+
+
+def verify(path: str | os.PathLike[str]) -> Verified:
+    """Check a result against its manifest: every byte, and every row.
+
+    Parameters
+    ----------
+    path : path
+        A folder that `dpipe.write_parquet` or a deployment has written.
+
+    Returns
+    -------
+    Verified
+        With a problem for each file that is missing, cut short, changed, or not of the result.
+
+    Raises
+    ------
+    OutputError
+        If there is no manifest that can be read: the result was never finished, or is none.
+
+    Examples
+    --------
+    >>> import tempfile, pandas as pd, dask.dataframe as dd, dpipe
+    >>> folder = tempfile.mkdtemp() + "/out"
+    >>> _ = dpipe.write_parquet(dd.from_pandas(pd.DataFrame({"a": range(9)}), npartitions=2), folder)
+    >>> verify(folder).ok
+    True
+    """
+    folder = Path(path)
+    files = read_manifest(folder)["files"]
+    problems = [problem for name, said in files.items() if (problem := _problem(folder / name, said))]
+    found = {item.name for item in folder.iterdir() if not item.name.startswith(".")}
+    problems += [f"{name}: not of this result" for name in sorted(found - files.keys() - {MANIFEST})]
+    counts = [said["rows"] for said in files.values() if "rows" in said]
+    return Verified(folder, len(files), sum(counts) if counts else None, tuple(problems))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a result.
+
+    Raises
+    ------
+    OutputError
+        If there is none, or it is broken.
+    """
+    try:
+        said = json.loads((folder / MANIFEST).read_bytes())
+        if not all(isinstance(about["nbytes"], int) and about["sha256"] for about in said["files"].values()):
+            raise ValueError("it does not tell sizes")
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise OutputError(
+            f"{folder} has no {MANIFEST}: it was not finished, or is no result of dpipe. Write it again: what is "
+            "done already stays."
+        ) from err
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise OutputError(f"{folder / MANIFEST} cannot be read: {err!r}. Write the result again.") from err
+    return dict(said)
+
+
+def _problem(path: Path, said: dict[str, Any]) -> str:
+    try:
+        size = path.stat().st_size
+        if size != said["nbytes"]:
+            return f"{path.name}: {size:,} bytes instead of {said['nbytes']:,}"
+        if FileEntry.of(path).sha256 != said["sha256"]:
+            return f"{path.name}: changed since it was written"
+        if "rows" in said and (rows := pq.read_metadata(path).num_rows) != said["rows"]:
+            return f"{path.name}: {rows:,} rows instead of {said['rows']:,}"
+    except FileNotFoundError:
+        return f"{path.name}: missing"
+    except (OSError, pa.ArrowException) as err:
+        return f"{path.name}: cannot be read: {err}"
+    return ""

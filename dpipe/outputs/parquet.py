@@ -1,0 +1,237 @@
+"""Write Parquet block by block: each file whole or not there, the manifest last."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.dataframe as dd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask.delayed import Delayed
+from dask.task_spec import List, TaskRef
+from distributed import Client
+
+from dpipe.cluster.local import Place, compute, find_place, running
+from dpipe.collect.loads import Load
+from dpipe.collect.source import open_source
+from dpipe.errors import InputError, OutputError
+from dpipe.ledger.book import Ledger
+from dpipe.ledger.codec import decode, encode
+from dpipe.outputs.manifest import MANIFEST, FileEntry, read_manifest
+from dpipe.run.graph import GraphBuilder, add_inputs
+from dpipe.run.recorded import Recorded
+from dpipe.sizes import parse_bytes
+
+_CODECS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
+#: Where the ledger of what is not finished lies, inside of the result's folder.
+_UNFINISHED = ".unfinished"
+
+
+def write_parquet(
+    frame: dd.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    compression: str = "zstd",
+    memory: int | str | None = None,
+    client: Client | None = None,
+) -> Path:
+    """Write a frame as a folder of Parquet files, one a block, that can be checked by `dpipe.verify`.
+
+    Parameters
+    ----------
+    frame : dask.dataframe.DataFrame
+        Its index is not written.
+    path : path
+        A folder, made if it is not there. What an earlier call could not finish is kept: only the blocks that are
+        missing, or whose source or functions have changed, are written.
+    overwrite : bool, default False
+        Replace what is there already.
+    compression : str, default "zstd"
+        One of Arrow's codecs.
+    memory, client
+        As for `dpipe.fit`.
+
+    Returns
+    -------
+    pathlib.Path
+        `path`.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds another result or other files, or rows were lost on the way.
+    InputError
+        If `frame` is not a Dask DataFrame, or the codec is unknown.
+
+    Examples
+    --------
+    >>> import tempfile, pandas as pd, dpipe
+    >>> rows = dd.from_pandas(pd.DataFrame({"a": range(9)}), npartitions=2)
+    >>> folder = write_parquet(rows, tempfile.mkdtemp() + "/out")
+    >>> sorted(item.name for item in folder.iterdir())
+    ['manifest.json', 'part-00000.parquet', 'part-00001.parquet']
+    """
+    if not isinstance(frame, dd.DataFrame):
+        raise InputError(f"write_parquet takes a Dask DataFrame, got a {type(frame).__name__}.")
+    if compression not in _CODECS:
+        raise InputError(
+            f"compression={compression!r} is unknown. Use one of {', '.join(map(repr, _CODECS))}."
+        )
+    folder = Path(path)
+    place = find_place(client, None if memory is None else parse_bytes(memory), frame.npartitions, None)
+    _check_folder(folder, overwrite)
+    with Ledger(folder / _UNFINISHED) as ledger:
+        _write_parts(frame, folder, ledger, place, compression, overwrite=overwrite)
+    shutil.rmtree(folder / _UNFINISHED)
+    return folder
+
+
+def _write_parts(
+    frame: dd.DataFrame, folder: Path, ledger: Ledger, place: Place, compression: str, *, overwrite: bool
+) -> None:
+    source = open_source(frame)
+    graph = GraphBuilder(uuid.uuid4().hex[:16])
+    recorded = Recorded(ledger, "write", {"compression": compression, "columns": list(frame)}, lambda _: None)
+    inputs = recorded.keyed(add_inputs(graph, source), graph.tasks)
+    keys = [each.key or uuid.uuid4().hex for each in inputs]
+    finished = _finished(folder)
+    if finished is not None:
+        if not overwrite and finished.get("blocks") == keys:
+            return
+        _refuse_other(folder, overwrite)
+        (folder / MANIFEST).unlink()
+    schema = pa.Schema.from_pandas(source.frame, preserve_index=False)
+    held = graph.hold("writer", _PartWriter(str(folder), schema.remove_metadata(), compression, ledger.pen))
+    tasks = []
+    for i, (each, key) in enumerate(zip(inputs, keys, strict=True)):
+        arguments = held, each.load, each.needs, i, key, _kept(ledger, folder, key)
+        tasks.append(graph.add_block("write-parquet", i, _write, *arguments))
+    gathered = graph.add("written", _gather, List(*map(TaskRef, tasks)))
+    with running(place, watched=False) as chosen:
+        entries = compute(Delayed(gathered, graph.tasks), chosen, place.threads)
+    _commit(folder, entries, [each.key for each in inputs], source.n_rows)
+
+
+@dataclass(frozen=True)
+class _PartWriter:
+    folder: str
+    schema: pa.Schema
+    compression: str
+    pen: Any
+
+    def write(self, block: Any, i: int, key: str) -> FileEntry:
+        table = block if isinstance(block, pa.Table) else pa.Table.from_pandas(block, preserve_index=False)
+        destination = Path(self.folder) / f"part-{i:05d}.parquet"
+        temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            pq.write_table(_typed(table, self.schema), temporary, compression=self.compression)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            entry = FileEntry.of(temporary, table.num_rows)
+            temporary.replace(destination)
+        except (OSError, pa.ArrowException) as err:
+            raise OutputError(
+                f"{destination} cannot be written: {err}. Make room or repair the block, and write again: what is "
+                "done already stays."
+            ) from err
+        finally:
+            temporary.unlink(missing_ok=True)
+        found = FileEntry(destination.name, entry.sha256, entry.nbytes, entry.rows)
+        self.pen.write(key, encode(found), what="part", rows=found.rows)
+        return found
+
+
+def _typed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give a block the types of the frame's columns, texts as texts."""
+    plain = [
+        pa.field(item.name, table.field(item.name).type.value_type)
+        if pa.types.is_dictionary(table.field(item.name).type) and not pa.types.is_dictionary(item.type)
+        else table.field(item.name)
+        for item in schema
+    ]
+    decoded = table.select(schema.names).cast(pa.schema(plain)).replace_schema_metadata(None)
+    wanted = [
+        mine if pa.types.is_null(item.type) else item
+        for mine, item in zip(decoded.schema, schema, strict=True)
+    ]
+    return decoded.cast(pa.schema(wanted))
+
+
+def _write(
+    writer: _PartWriter, load: Load, inputs: Sequence[Any], i: int, key: str, kept: FileEntry | None
+) -> FileEntry:
+    if kept is not None:
+        return kept
+    rows = load(dict(zip(load.needs, inputs, strict=True)))
+    return writer.write(rows.X, i, key)
+
+
+def _gather(entries: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
+    return tuple(entries)
+
+
+def _kept(ledger: Ledger, folder: Path, key: str) -> FileEntry | None:
+    """Give the part that an earlier call has written, if it is there and as it was."""
+    place = ledger.find(key)
+    if place is None:
+        return None
+    entry: FileEntry = decode(place.read())
+    path = folder / entry.name
+    same = path.is_file() and FileEntry.of(path).sha256 == entry.sha256
+    return entry if same else None
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds what no earlier call has written."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file. Choose another folder.")
+    known = (MANIFEST, _UNFINISHED)
+    others = [p.name for p in folder.iterdir()] if folder.exists() else []
+    if others and not set(known) & set(others) and not overwrite:
+        raise OutputError(f"{folder} holds other files, such as {others[0]}. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    return read_manifest(folder) if (folder / MANIFEST).exists() else None
+
+
+def _refuse_other(folder: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise OutputError(
+            f"{folder} holds a finished result of other rows. Choose another folder, or pass overwrite=True."
+        )
+
+
+def _commit(
+    folder: Path,
+    entries: Sequence[FileEntry],
+    keys: Sequence[str],
+    n_rows: int | None,
+) -> None:
+    """Check the rows, remove what is left of other calls, and write the manifest."""
+    total = sum(entry.rows or 0 for entry in entries)
+    if n_rows is not None and total != n_rows:
+        raise OutputError(f"{folder}: {total:,} rows were written of {n_rows:,}. Write it again.")
+    names = {entry.name for entry in entries}
+    for path in folder.glob("part-*.parquet"):
+        if path.name not in names:
+            path.unlink()
+    said = {
+        "format_version": 1,
+        "rows": total,
+        "files": {entry.name: entry.told() for entry in entries},
+        "blocks": list(keys),
+    }
+    temporary = folder / f".{MANIFEST}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(said, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MANIFEST)
