@@ -97,6 +97,11 @@ class PassRecord:
     n_readings: int = 1
     n_recalled: int = 0
 
+    @property
+    def read_share(self) -> float:
+        """Share of the blocks that were read, and not recalled."""
+        return 1 - self.n_recalled / self.n_blocks if self.n_blocks else 1.0
+
 
 @dataclass(frozen=True)
 class MemoryRecord:

@@ -16,7 +16,7 @@ from bokeh.resources import Resources
 from dpipe.monitor import figures
 from dpipe.monitor.advice import advise
 from dpipe.monitor.record import RunRecord, write_whole
-from dpipe.sizes import format_bytes, format_rows, format_seconds
+from dpipe.sizes import counted, format_bytes, format_rows, format_seconds
 
 _MOST_COLLECTS = 8
 _NOTHING = "\N{EN DASH}"
@@ -148,7 +148,9 @@ def _verdict(record: RunRecord) -> Verdict:
 def _tiles(record: RunRecord) -> list[Tile]:
     """Choose the figures for the top of the page."""
     passes, memory = record.passes, record.memory
-    rows, nbytes = sum(one.rows for one in passes), sum(one.nbytes for one in passes)
+    rows = sum(round(one.rows * one.read_share) for one in passes)
+    nbytes = sum(round(one.nbytes * one.read_share) for one in passes)
+    recalled = sum(one.n_recalled for one in passes)
     seconds = sum(one.seconds for one in passes)
     collected = [stage.rows_out for stage in record.stages if stage.kind == "collect" and stage.rows_out]
     of_data = (
@@ -158,7 +160,7 @@ def _tiles(record: RunRecord) -> list[Tile]:
     return [
         Tile("Rows", _count(of_data), f"{_count(rows)} read in all passes"),
         Tile("Read", format_bytes(nbytes), "decoded, in all passes"),
-        Tile("Passes", f"{len(passes):,}", f"over {sum(one.n_blocks for one in passes):,} blocks"),
+        Tile("Passes", f"{len(passes):,}", _of_blocks(sum(one.n_blocks for one in passes), recalled)),
         Tile(
             "Peak memory",
             format_bytes(peak) if peak else _NOTHING,
@@ -171,6 +173,10 @@ def _tiles(record: RunRecord) -> list[Tile]:
             f"rows/s, {format_bytes(nbytes / seconds)}/s" if seconds else "nothing was read",
         ),
     ]
+
+
+def _of_blocks(n: int, n_recalled: int) -> str:
+    return f"over {counted(n, 'block')}" + (f", {n_recalled:,} of them on record" if n_recalled else "")
 
 
 def _metric_lines(record: RunRecord) -> list[MetricLine]:
