@@ -1,8 +1,10 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
 
 from dpipe.collect.csv import read_csv
+from dpipe.collect.join import merge
 from dpipe.collect.leaks import check_leaks
 from dpipe.collect.parquet import read_parquet
+from dpipe.collect.regroup import repartition, shuffle
 from dpipe.collect.split import folds, split
 from dpipe.deploy.apply import predict, transform
 from dpipe.deploy.bundle import load
@@ -24,13 +26,16 @@ __all__ = [
     "fit",
     "folds",
     "load",
+    "merge",
     "plan",
     "predict",
     "quantile",
     "read_csv",
     "read_parquet",
     "register",
+    "repartition",
     "score",
+    "shuffle",
     "split",
     "transform",
     "verify",

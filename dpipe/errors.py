@@ -6,6 +6,7 @@
     |   `-- MemoryLimitError                 a plan that cannot fit its memory budget
     |-- UnsupportedEstimatorError (TypeError)  an estimator that cannot be fitted block by block
     |-- SourceError (also OSError)           files: none matched, mixed schemas, corrupt
+    |-- ConservationError                    rows were lost, or are there twice
     |-- BundleError                          a deployed model that cannot be opened
     |-- OutputError                          a result that cannot be written, or was never finished
     |-- RecordError                          a run record that cannot be read
@@ -39,6 +40,10 @@ class UnsupportedEstimatorError(DpipeError, TypeError):
 
 class SourceError(DpipeError, OSError):
     """Files of a source: none matched, mixed schemas, or a corrupt file."""
+
+
+class ConservationError(DpipeError):
+    """Rows were lost on the way, or are there twice."""
 
 
 class BundleError(DpipeError):

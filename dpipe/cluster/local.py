@@ -99,7 +99,10 @@ def _current_client() -> Client | None:
 def _place_of(client: Client, memory: int | None) -> Place:
     workers = client.scheduler_info(n_workers=-1)["workers"]
     if not workers:
-        raise InputError(f"{client} has no workers. Start some, or call client.wait_for_workers(1) first.")
+        raise InputError(
+            f"{client} has no workers, or its scheduler is gone. Start some, or call client.wait_for_workers(1), and "
+            "run again."
+        )
     threads = max(int(worker["nthreads"]) for worker in workers.values())
     inside = all(address.startswith("inproc://") for address in workers)
     near = inside or all(_is_loopback(address) for address in workers)

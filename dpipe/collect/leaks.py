@@ -11,8 +11,8 @@ import pandas as pd
 from dask.delayed import delayed
 from distributed import Client
 
+from dpipe.blocks.hashes import hashes
 from dpipe.cluster.local import compute, find_place, running
-from dpipe.collect.split import hashes
 from dpipe.errors import InputError
 from dpipe.sizes import counted, parse_bytes
 

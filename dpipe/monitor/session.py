@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -102,6 +103,7 @@ class Session:
         self._sampler = MemorySampler()
         self._current = ""
         self._error = ""
+        self._flows: dict[str, dict[int, Mapping[str, int]]] = {}
 
     def __enter__(self) -> Self:
         self._sampler.__enter__()
@@ -134,6 +136,10 @@ class Session:
                 f"{event['pass']} is not recorded, a stopped run reads it again: {event['unrecorded']}."
             )
             return
+        if "flow" in event:
+            # a block that is read again says the same again
+            self._flows.setdefault(event["flow"], {})[event["block"]] = event["counts"]
+            return
         if event["pass"] != self._current:
             self._current = event["pass"]
             self._progress.start(event["pass"], event["n_blocks"])
@@ -146,6 +152,17 @@ class Session:
         self.notes.append(text)
         if self._show is not False:
             print(text, file=sys.stderr)
+
+    def _flow_notes(self) -> list[str]:
+        """Say of each join how many rows came in and went out, and why they differ."""
+        said = []
+        for name, blocks in self._flows.items():
+            total = Counter[str]()
+            for counts in blocks.values():
+                total.update(counts)
+            parts = [f"{abs(n):,} {what}" for what, n in total.items() if n or what.startswith("rows")]
+            said.append(f"{name}, {counted(len(blocks), 'block')}: {', '.join(parts)}.")
+        return said
 
     def started(self, client: Client | None) -> None:
         """Say where the dashboard is."""
@@ -205,7 +222,7 @@ class Session:
             dashboard=self.dashboard,
             stages=tuple(self.stages),
             passes=tuple(self.passes),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self._flow_notes()),
             memory=MemoryRecord(
                 budget_nbytes=self.budget_nbytes,
                 reserved_nbytes=self.reserved,

@@ -14,7 +14,9 @@ from dask.delayed import Delayed, delayed
 from distributed import Client
 
 from dpipe.collect.csv import read_csv
+from dpipe.collect.join import merge
 from dpipe.collect.parquet import read_parquet
+from dpipe.collect.regroup import shuffle
 from dpipe.collect.source import open_source
 from dpipe.collect.split import split as split_rows
 from dpipe.deploy.bundle import write_bundle
@@ -187,6 +189,28 @@ class Pipeline:
                 "found that way before anything is read; let it accept an empty block."
             ) from err
         self._add("preprocess", name, (frame,), (made,))
+        return made
+
+    def merge(
+        self, left: dd.DataFrame, right: Any, on: str | Sequence[str] | None = None, **options: Any
+    ) -> dd.DataFrame:
+        """Join two frames and count every row; see `dpipe.merge`, whose options it takes.
+
+        The report tells how many rows came in and went out, and why they differ.
+        """
+        made = merge(left, right, on, **options)
+        keys = options["left_on"] if on is None else on
+        names = keys if isinstance(keys, str) else ", ".join(keys)
+        says = f"{options.get('how', 'inner')} join on {names}"
+        self._add("preprocess", says, (left, right) if isinstance(right, dd.DataFrame) else (left,), (made,))
+        return made
+
+    def shuffle(self, frame: dd.DataFrame, by: str | Sequence[str], **options: Any) -> dd.DataFrame:
+        """Bring all rows of a key into one block; see `dpipe.shuffle`, whose options it takes."""
+        made = shuffle(frame, by, **options)
+        self._add(
+            "preprocess", f"shuffle by {by if isinstance(by, str) else ', '.join(by)}", (frame,), (made,)
+        )
         return made
 
     def train(
