@@ -1,9 +1,12 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
 
+from dpipe.collect.contract import Contract
 from dpipe.collect.csv import read_csv
+from dpipe.collect.drift import drift
 from dpipe.collect.join import merge
 from dpipe.collect.leaks import check_leaks
 from dpipe.collect.parquet import read_parquet
+from dpipe.collect.quarantine import quarantined
 from dpipe.collect.regroup import repartition, shuffle
 from dpipe.collect.split import folds, split
 from dpipe.deploy.apply import predict, transform
@@ -19,9 +22,11 @@ from dpipe.train.quantile import quantile
 from dpipe.validate.score import score
 
 __all__ = [
+    "Contract",
     "DpipeError",
     "Pipeline",
     "check_leaks",
+    "drift",
     "estimators",
     "fit",
     "folds",
@@ -30,6 +35,7 @@ __all__ = [
     "plan",
     "predict",
     "quantile",
+    "quarantined",
     "read_csv",
     "read_parquet",
     "register",

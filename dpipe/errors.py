@@ -2,6 +2,7 @@
 
     DpipeError
     |-- InputError (also ValueError)         an argument or the data is not usable
+    |   |-- ContractError                    rows that break what a source promises
     |   |-- BlockMismatchError               X, y and weights differ in their blocks
     |   `-- MemoryLimitError                 a plan that cannot fit its memory budget
     |-- UnsupportedEstimatorError (TypeError)  an estimator that cannot be fitted block by block
@@ -28,6 +29,10 @@ class InputError(DpipeError, ValueError):
 
 class BlockMismatchError(InputError):
     """X, y and sample_weight do not have the same rows in the same blocks."""
+
+
+class ContractError(InputError):
+    """Data, or the metadata of its files, breaks the contract of a source."""
 
 
 class MemoryLimitError(InputError):

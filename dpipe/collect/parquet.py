@@ -64,6 +64,17 @@ class ParquetReader:
             If the file is gone, changed or corrupt; the message names it.
         """
         wanted = list(self.schema.names if columns is None else columns)
+        found, table = self.raw(block, wanted)
+        return self._with_schema(table, found, block.path)
+
+    def raw(self, block: BlockSpec, wanted: Sequence[str]) -> tuple[dict[str, str | None], pa.Table]:
+        """Read columns of one block in the types of its file; give them with how the file spells each.
+
+        Raises
+        ------
+        SourceError
+            As `read` does.
+        """
         self._check_unchanged(block)
         try:
             with _parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
@@ -75,14 +86,25 @@ class ParquetReader:
             what = f"{block.path}: row groups {list(block.row_groups)} cannot be read: {' '.join(str(err).split())}"
             if self.on_corrupt == "skip":
                 warnings.warn(f"{what} These rows are left out.", stacklevel=2)
-                return pa.schema([self.schema.field(name) for name in wanted]).empty_table()
+                empty = pa.schema([self.schema.field(name) for name in wanted]).empty_table()
+                return {name: name for name in wanted}, empty
             raise SourceError(
                 f"{what} The file is corrupt or has changed since it was listed. Write it again, leave it out of "
                 "the source, or go on without these rows: read_parquet(..., on_corrupt='skip'). The other files "
                 "are not affected."
             ) from err
         self._check_unchanged(block)
-        return self._with_schema(table, found, block.path)
+        return found, table
+
+    def with_types(self, table: pa.Table, path: str) -> pa.Table:
+        """Give a table, which has all columns, the types that every block has.
+
+        Raises
+        ------
+        SourceError
+            If a value cannot be cast; the message names `path`.
+        """
+        return self._with_schema(table, {name: name for name in self.schema.names}, path)
 
     def _check_unchanged(self, block: BlockSpec) -> None:
         """Refuse a local file that is another one than was listed: old and new rows must not be mixed."""
@@ -152,6 +174,23 @@ def _parquet_file(
         yield stack.enter_context(parquet)
 
 
+def read_column(path: str, name: str, storage_options: dict[str, Any]) -> pa.ChunkedArray:
+    """Read one column of a file whole, texts as dictionary codes.
+
+    Raises
+    ------
+    SourceError
+        If the file cannot be read.
+    """
+    try:
+        with _parquet_file(path, storage_options, [name]) as parquet:
+            return parquet.read([name], use_threads=False).column(0)
+    except (OSError, pa.ArrowException) as err:
+        raise SourceError(
+            f"{path}: column {name!r} cannot be read: {' '.join(str(err).split())}. Write the file again."
+        ) from err
+
+
 def read_parquet(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
@@ -209,16 +248,16 @@ def read_parquet(
         raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
     options = dict(storage_options or {})
     paths = find_files(source, options, ".parquet")
-    paths, footers = _readable(paths, options, on_corrupt)
-    types = schema or _common_schema(paths, footers)
+    paths, footers = read_footers(paths, options, on_corrupt)
+    types = schema or common_schema(paths, footers)
     types = _with_nullable_floats(types, footers)
     if columns is not None:
         types = _chosen(types, columns)
-    limit = _block_limit(block_nbytes, memory)
+    limit = block_limit(block_nbytes, memory)
     blocks = [
         block
         for path, footer in zip(paths, footers, strict=True)
-        for block in _blocks_of_file(path, footer.metadata, types, limit)
+        for block in blocks_of_file(path, footer.metadata, types, limit)
     ]
     texts = tuple(f.name for f in types if pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
     reader = ParquetReader(types, texts, options, on_corrupt)
@@ -231,7 +270,8 @@ def read_parquet(
     )
 
 
-def _block_limit(block_nbytes: int | str | None, memory: int | str | None) -> int:
+def block_limit(block_nbytes: int | str | None, memory: int | str | None) -> int:
+    """Choose the decoded bytes of a block: as given, or else for a memory budget, or else the default."""
     if block_nbytes is not None:
         return parse_bytes(block_nbytes)
     if memory is not None:
@@ -281,14 +321,16 @@ def _matches(entry: str, storage_options: dict[str, Any], ending: str) -> list[s
 
 
 @dataclass(frozen=True)
-class _Footer:
+class Footer:
+    """What the end of a Parquet file says: its types as Arrow reads them, its row groups with statistics."""
+
     schema: pa.Schema
     metadata: Any
 
 
-def _readable(
+def read_footers(
     paths: list[str], storage_options: dict[str, Any], on_corrupt: str
-) -> tuple[list[str], list[_Footer]]:
+) -> tuple[list[str], list[Footer]]:
     """Read the footers of all files; give the files that have one, and theirs."""
     with ThreadPoolExecutor(min(16, len(paths))) as pool:
         found = list(pool.map(lambda path: _footer(path, storage_options, on_corrupt), paths))
@@ -301,10 +343,10 @@ def _readable(
     return [path for path, _ in pairs], [footer for _, footer in pairs]
 
 
-def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str) -> _Footer | None:
+def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str) -> Footer | None:
     try:
         with _parquet_file(path, storage_options) as parquet:
-            return _Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
+            return Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
     except (OSError, pa.ArrowException) as err:
         what = f"{path} cannot be read as Parquet: {' '.join(str(err).split())}"
         if on_corrupt == "skip":
@@ -316,11 +358,11 @@ def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str) -> _Foo
         ) from err
 
 
-def _common_schema(paths: list[str], footers: list[_Footer]) -> pa.Schema:
+def common_schema(paths: list[str], footers: list[Footer]) -> pa.Schema:
     """Give the schema of the first file; a column that is all missing in one file has the type of the others."""
     first: dict[str, pa.DataType] = {}
     for path, footer in zip(paths, footers, strict=True):
-        other = {f.name: _plain(f.type) for f in footer.schema}
+        other = {f.name: plain_type(f.type) for f in footer.schema}
         first = first or other
         for name in first.keys() & other.keys():
             known = other[name] if pa.types.is_null(first[name]) else first[name]
@@ -334,8 +376,8 @@ def _common_schema(paths: list[str], footers: list[_Footer]) -> pa.Schema:
     return pa.schema(list(first.items()))
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type without its encoding: plain strings instead of dictionaries and large strings."""
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Give the type without its encoding: plain strings instead of dictionaries and large strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
@@ -352,19 +394,20 @@ def _difference(first: dict[str, pa.DataType], other: dict[str, pa.DataType]) ->
     return "; ".join(said) or "its columns are in another order"
 
 
-def _with_nullable_floats(schema: pa.Schema, footers: list[_Footer]) -> pa.Schema:
+def _with_nullable_floats(schema: pa.Schema, footers: list[Footer]) -> pa.Schema:
     """Read integers and booleans that have nulls anywhere as float64: a column has one type in all blocks."""
     fields = []
     for item in schema:
-        kind = _plain(item.type)
+        kind = plain_type(item.type)
         narrow = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        if narrow and any(_may_have_nulls(f.metadata, item.name) for f in footers):
+        if narrow and any(may_have_nulls(f.metadata, item.name) for f in footers):
             kind = pa.float64()
         fields.append(pa.field(item.name, kind))
     return pa.schema(fields)
 
 
-def _may_have_nulls(metadata: Any, name: str) -> bool:
+def may_have_nulls(metadata: Any, name: str) -> bool:
+    """Tell from the statistics of a file whether a column has nulls, or may have them."""
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         if row_group.num_rows == 0:
@@ -409,7 +452,8 @@ def _width(kind: pa.DataType) -> int:
     return 8
 
 
-def _blocks_of_file(path: str, metadata: Any, schema: pa.Schema, limit: int) -> list[BlockSpec]:
+def blocks_of_file(path: str, metadata: Any, schema: pa.Schema, limit: int) -> list[BlockSpec]:
+    """Join neighbouring row groups of a file to blocks of at most `limit` decoded bytes."""
     most = max(limit // row_nbytes(schema), 1)
     stamp = _stamp(path)
     blocks: list[BlockSpec] = []

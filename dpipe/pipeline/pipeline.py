@@ -9,13 +9,10 @@ from typing import Any
 
 import dask.array as da
 import dask.dataframe as dd
-import pyarrow as pa
 from dask.delayed import Delayed, delayed
 from distributed import Client
 
-from dpipe.collect.csv import read_csv
 from dpipe.collect.join import merge
-from dpipe.collect.parquet import read_parquet
 from dpipe.collect.regroup import shuffle
 from dpipe.collect.source import open_source
 from dpipe.collect.split import split as split_rows
@@ -25,9 +22,10 @@ from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.diagram import diagram
 from dpipe.monitor.session import Session, make_workdir
+from dpipe.pipeline.collecting import Contracted, begin_collect, collected, count_refused
 from dpipe.pipeline.runner import Runner
 from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_input
-from dpipe.sizes import counted, parse_bytes
+from dpipe.sizes import parse_bytes
 from dpipe.train.fit import delayed_fit, on_record, prepare
 from dpipe.validate.score import check_scoring, score
 
@@ -76,7 +74,8 @@ class Pipeline:
         source: Any,
         *,
         columns: Sequence[str] | None = None,
-        schema: pa.Schema | None = None,
+        schema: Any = None,
+        on_violation: str = "raise",
         block_nbytes: int | str | None = None,
         storage_options: dict[str, Any] | None = None,
         on_corrupt: str = "raise",
@@ -87,8 +86,17 @@ class Pipeline:
         ----------
         source : dask DataFrame or Array, or what `read_parquet` takes
             Paths that end in ``.csv`` are read by `read_csv`.
-        columns, schema, block_nbytes, storage_options, on_corrupt
-            As in `read_parquet`.
+        columns, block_nbytes, storage_options, on_corrupt
+            As in `read_parquet`. Columns are chosen after the contract was checked.
+        schema : pyarrow.Schema, Contract, pandera DataFrameSchema or "infer", optional
+            The contract of the source, held against each block by the task that reads it. A PyArrow schema gives
+            the types to read, as in `read_parquet`, and ``nullable=False`` is kept. "infer" takes names, types and
+            nullability from the metadata; the first run freezes them in ``workdir/contracts``, and later ones
+            must keep them: delete that file to infer anew.
+        on_violation : {"raise", "quarantine", "coerce"}, default "raise"
+            Raise an error that names the block, the column, the rule and examples; set the rows that break the
+            contract apart, under ``workdir/quarantine`` (see `dpipe.quarantined`); or cast where no value changes,
+            or as pandera casts, and raise where that cannot be done.
 
         Returns
         -------
@@ -99,30 +107,22 @@ class Pipeline:
         ------
         SourceError, InputError
             As `read_parquet` does.
+        ContractError
+            If metadata shows that the source breaks its contract.
         """
-        if isinstance(source, dd.DataFrame | da.Array):
-            collection, says = source, f"a {type(source).__name__} in {counted(source.npartitions, 'block')}"
-        elif not isinstance(source, str | os.PathLike | Sequence):
-            raise InputError(
-                f"source is a {type(source).__name__}; it must be a Dask DataFrame or Array, or name files. Data in "
-                "memory becomes lazy with dask.dataframe.from_pandas(frame, npartitions=...)."
-            )
-        elif _is_csv(source):
-            collection = read_csv(
-                source, columns=columns, block_nbytes=block_nbytes, storage_options=storage_options
-            )
-            says = f"CSV files in {counted(collection.npartitions, 'block')}"
-        else:
-            collection = read_parquet(
-                source,
-                columns=columns,
-                schema=schema,
-                block_nbytes=block_nbytes,
-                storage_options=storage_options,
-                on_corrupt=on_corrupt,
-            )
-            says = f"Parquet files in {counted(collection.npartitions, 'block')}"
-        self._add("collect", says, (), (collection,))
+        contracted = Contracted(
+            self._next_name("collect"),
+            self.workdir,
+            schema,
+            on_violation,
+            block_nbytes,
+            storage_options,
+            on_corrupt,
+        )
+        collection, says = collected(source, columns, contracted)
+        if contracted.quarantine is not None:
+            says += "; rows that break the contract are set apart"
+        self._add("collect", says, (), (collection,), {"contracted": contracted})
         return collection
 
     def split(
@@ -441,8 +441,10 @@ class Pipeline:
             carried = Runner(self, session, ledger, budget, client, workers)
             with carried.one_cluster():
                 for stage in self.stages:
+                    begin_collect(stage, session)
                     carried.carry_out(stage)
             carried.count_rows()
+            count_refused(self.stages, session, carried.rows)
         return PipelineRun(
             self.name,
             time.perf_counter() - started,
@@ -496,9 +498,11 @@ class Pipeline:
         outputs: tuple[Any, ...],
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.stages.append(Stage(kind, self._next_name(kind), says, inputs, outputs, settings or {}))
+
+    def _next_name(self, kind: str) -> str:
         same = sum(stage.kind == kind for stage in self.stages)
-        name = kind if not same else f"{kind}-{same + 1}"
-        self.stages.append(Stage(kind, name, says, inputs, outputs, settings or {}))
+        return kind if not same else f"{kind}-{same + 1}"
 
     def _stage_of(self, output: Any, kind: str) -> Stage:
         for stage in self.stages:
@@ -533,8 +537,3 @@ def _bundle_delayed(
     target: str | None,
 ) -> Path:
     return write_bundle(folder, model, schema=schema, target=target, metrics=dict(metrics or {}), name=name)
-
-
-def _is_csv(source: Any) -> bool:
-    entries = [source] if isinstance(source, str | os.PathLike) else list(source)
-    return bool(entries) and all(str(entry).endswith((".csv", ".csv.gz")) for entry in entries)

@@ -92,6 +92,10 @@ class Runner:
 
     def count_rows(self) -> None:
         """Fill in how many rows the lazy stages gave, which only the passes after them have counted."""
+        for stage in reversed(self.pipe.stages):
+            sides = [self.rows.get(id(side)) for side in stage.outputs]
+            if stage.kind == "split" and None not in sides and not stage.settings["drops"]:
+                self.rows.setdefault(id(stage.inputs[0]), sum(n for n in sides if n is not None))
         for i, (stage, record) in enumerate(zip(self.pipe.stages, self.session.stages, strict=True)):
             given = [self.rows.get(id(output)) for output in stage.outputs]
             if record.rows_out is None and stage.kind in ("split", "preprocess") and None not in given:
