@@ -16,6 +16,7 @@ from dpipe.families.catalog import estimators
 from dpipe.families.registry import register
 from dpipe.outputs.manifest import verify
 from dpipe.outputs.parquet import write_parquet
+from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.quantile import quantile
@@ -46,4 +47,5 @@ __all__ = [
     "transform",
     "verify",
     "write_parquet",
+    "write_zarr",
 ]

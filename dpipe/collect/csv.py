@@ -8,7 +8,7 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 
-from dpipe.collect.parquet import find_files
+from dpipe.collect.files import find_files
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, parse_bytes
 

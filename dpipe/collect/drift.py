@@ -13,7 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpipe.collect.parquet import Footer, find_files, plain_type, read_column, read_footers
+from dpipe.collect.files import find_files
+from dpipe.collect.footers import Footer, read_footers
+from dpipe.collect.parquet import plain_type, read_column
 from dpipe.errors import InputError
 from dpipe.sizes import counted
 

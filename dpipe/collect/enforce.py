@@ -14,16 +14,15 @@ from dask.dataframe.dask_expr.io.io import FromMap
 
 from dpipe.blocks.table import table_to_pandas
 from dpipe.collect.contract import Broken, Contract, arrow_rows, complaint, judged
+from dpipe.collect.files import find_files
+from dpipe.collect.footers import Footer, Listing, read_footers
 from dpipe.collect.parquet import (
     BlockSpec,
-    Footer,
     ParquetReader,
     block_limit,
     blocks_of_file,
-    find_files,
     may_have_nulls,
     plain_type,
-    read_footers,
     read_parquet,
 )
 from dpipe.collect.quarantine import REASON, Quarantine
@@ -108,6 +107,7 @@ def read_contracted(
     block_nbytes: int | str | None = None,
     storage_options: dict[str, Any] | None = None,
     on_corrupt: str = "raise",
+    listing: Listing | None = None,
 ) -> dd.DataFrame:
     """Open Parquet files under a contract, by reading their footers only.
 
@@ -120,6 +120,8 @@ def read_contracted(
     policy : Policy
     block_nbytes, storage_options, on_corrupt
         As in `read_parquet`.
+    listing : Listing, optional
+        What is known of the footers already.
 
     Returns
     -------
@@ -135,6 +137,7 @@ def read_contracted(
         As `read_parquet` does.
     """
     options = dict(storage_options or {})
+    known = Listing() if listing is None else listing
     paths = find_files(source, options, ".parquet")
     plain = read_parquet(
         paths,
@@ -142,8 +145,9 @@ def read_contracted(
         block_nbytes=block_nbytes,
         storage_options=options,
         on_corrupt=on_corrupt,
+        listing=known,
     )
-    paths, footers = read_footers(paths, options, on_corrupt)
+    paths, footers = read_footers(paths, options, on_corrupt, known)
     _check_footers(paths, footers, contract, policy)
     if not _needs_checking(footers, contract, policy):
         return plain
@@ -152,7 +156,7 @@ def read_contracted(
     blocks = [
         block
         for path, footer in zip(paths, footers, strict=True)
-        for block in blocks_of_file(path, footer.metadata, types, limit)
+        for block in blocks_of_file(path, footer, types, limit)
     ]
     texts = tuple(item.name for item in types if pa.types.is_string(item.type))
     reader = CheckedReader(ParquetReader(types, texts, options, on_corrupt), contract, policy)

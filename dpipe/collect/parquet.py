@@ -4,27 +4,21 @@ A block is decoded to an Arrow table with strings left as dictionary codes when 
 for a pass, and to a pandas frame when Dask does.
 """
 
-import contextlib
-import glob
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.dataframe as dd
-import fsspec
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dpipe.blocks.table import table_to_pandas
+from dpipe.collect.files import UNSTAMPED, Stamp, find_files, is_remote, retried, scrubbed, stamp_of
+from dpipe.collect.footers import Footer, Listing, parquet_file, read_footers
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, parse_bytes
-
-#: Of a file whose size and time are not known.
-_UNSTAMPED = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -34,8 +28,8 @@ class BlockSpec:
     path: str
     row_groups: tuple[int, ...]
     n_rows: int
-    stamp: tuple[int, int] = _UNSTAMPED
-    """Size and time of a local file, so that a changed file is another block."""
+    stamp: Stamp = UNSTAMPED
+    """What the file was when it was listed: a changed file is another block."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +69,15 @@ class ParquetReader:
         SourceError
             As `read` does.
         """
-        self._check_unchanged(block)
+        if not is_remote(
+            block.path
+        ):  # it would be one more request; reading a changed object is found out after it
+            self._check_unchanged(block)
         try:
-            with _parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
-                found = _spelling(wanted, parquet.schema_arrow.names)
-                table = parquet.read_row_groups(
-                    block.row_groups, columns=[name for name in found.values() if name], use_threads=False
-                )
+            found, table = retried(self._decoded, block, wanted, path=block.path)
         except (OSError, pa.ArrowException, IndexError) as err:
-            what = f"{block.path}: row groups {list(block.row_groups)} cannot be read: {' '.join(str(err).split())}"
+            said = scrubbed(err, self.storage_options)
+            what = f"{block.path}: row groups {list(block.row_groups)} cannot be read: {said}"
             if self.on_corrupt == "skip":
                 warnings.warn(f"{what} These rows are left out.", stacklevel=2)
                 empty = pa.schema([self.schema.field(name) for name in wanted]).empty_table()
@@ -96,6 +90,12 @@ class ParquetReader:
         self._check_unchanged(block)
         return found, table
 
+    def _decoded(self, block: BlockSpec, wanted: Sequence[str]) -> tuple[dict[str, str | None], pa.Table]:
+        with parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
+            found = _spelling(wanted, parquet.schema_arrow.names)
+            names = [name for name in found.values() if name]
+            return found, parquet.read_row_groups(block.row_groups, columns=names, use_threads=False)
+
     def with_types(self, table: pa.Table, path: str) -> pa.Table:
         """Give a table, which has all columns, the types that every block has.
 
@@ -107,14 +107,15 @@ class ParquetReader:
         return self._with_schema(table, {name: name for name in self.schema.names}, path)
 
     def _check_unchanged(self, block: BlockSpec) -> None:
-        """Refuse a local file that is another one than was listed: old and new rows must not be mixed."""
-        if block.stamp == _UNSTAMPED or self.on_corrupt == "skip":
+        """Refuse a file that is another one than was listed: old and new rows must not be mixed."""
+        if block.stamp == UNSTAMPED or self.on_corrupt == "skip":
             return
         try:
-            now = _stamp(block.path)
+            now = stamp_of(block.path, self.storage_options)
         except OSError as err:
+            said = err.strerror or scrubbed(err, self.storage_options)
             raise SourceError(
-                f"{block.path} has changed since it was listed: it is gone ({err.strerror or err}). Put it "
+                f"{block.path} has changed since it was listed: it is gone ({said}). Put it "
                 "back, or list the source anew, and run again; the other files are not affected."
             ) from err
         if now != block.stamp:
@@ -157,23 +158,6 @@ def _spelling(wanted: Sequence[str], names: Sequence[str]) -> dict[str, str | No
     return {name: name if name in names else lower.get(name.lower()) for name in wanted}
 
 
-@contextlib.contextmanager
-def _parquet_file(
-    path: str, storage_options: dict[str, Any], dictionaries: Sequence[str] = ()
-) -> Iterator[pq.ParquetFile]:
-    """Open a file; Arrow reads a local one by itself, without a call into Python for each column."""
-    options = {"pre_buffer": False, "page_checksum_verification": True}
-    with contextlib.ExitStack() as stack:
-        file: Any = path
-        if "://" in path:
-            file = stack.enter_context(fsspec.open(path, "rb", **storage_options))
-        try:
-            parquet = pq.ParquetFile(file, read_dictionary=list(dictionaries), **options)
-        except KeyError:  # this file lacks a text column, or spells it in another way: its texts are decoded
-            parquet = pq.ParquetFile(file, **options)
-        yield stack.enter_context(parquet)
-
-
 def read_column(path: str, name: str, storage_options: dict[str, Any]) -> pa.ChunkedArray:
     """Read one column of a file whole, texts as dictionary codes.
 
@@ -183,11 +167,11 @@ def read_column(path: str, name: str, storage_options: dict[str, Any]) -> pa.Chu
         If the file cannot be read.
     """
     try:
-        with _parquet_file(path, storage_options, [name]) as parquet:
+        with parquet_file(path, storage_options, [name]) as parquet:
             return parquet.read([name], use_threads=False).column(0)
     except (OSError, pa.ArrowException) as err:
         raise SourceError(
-            f"{path}: column {name!r} cannot be read: {' '.join(str(err).split())}. Write the file again."
+            f"{path}: column {name!r} cannot be read: {scrubbed(err, storage_options)}. Write the file again."
         ) from err
 
 
@@ -200,6 +184,7 @@ def read_parquet(
     memory: int | str | None = None,
     storage_options: dict[str, Any] | None = None,
     on_corrupt: str = "raise",
+    listing: "str | os.PathLike[str] | Listing | None" = None,
 ) -> dd.DataFrame:
     """Open Parquet files as one lazy Dask DataFrame, by reading their footers only.
 
@@ -221,6 +206,8 @@ def read_parquet(
     on_corrupt : {"raise", "skip"}, default "raise"
         What to do with row groups that cannot be read: raise an error that names their file, or leave
         them out with a warning.
+    listing : path, optional
+        A file that keeps what the footers told: of many files only new and changed ones are opened again.
 
     Returns
     -------
@@ -248,7 +235,10 @@ def read_parquet(
         raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
     options = dict(storage_options or {})
     paths = find_files(source, options, ".parquet")
-    paths, footers = read_footers(paths, options, on_corrupt)
+    kept = listing if isinstance(listing, Listing) else Listing(listing)
+    paths, footers = read_footers(paths, options, on_corrupt, kept)
+    if not isinstance(listing, Listing):
+        kept.save()
     types = schema or common_schema(paths, footers)
     types = _with_nullable_floats(types, footers)
     if columns is not None:
@@ -257,7 +247,7 @@ def read_parquet(
     blocks = [
         block
         for path, footer in zip(paths, footers, strict=True)
-        for block in blocks_of_file(path, footer.metadata, types, limit)
+        for block in blocks_of_file(path, footer, types, limit)
     ]
     texts = tuple(f.name for f in types if pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
     reader = ParquetReader(types, texts, options, on_corrupt)
@@ -277,85 +267,6 @@ def block_limit(block_nbytes: int | str | None, memory: int | str | None) -> int
     if memory is not None:
         return block_nbytes_for(parse_bytes(memory), os.cpu_count() or 1)
     return DEFAULT_BLOCK_NBYTES
-
-
-def find_files(source: Any, storage_options: dict[str, Any], ending: str) -> list[str]:
-    """List the files that a source names, in order.
-
-    Raises
-    ------
-    SourceError
-        If nothing matches.
-    """
-    single = isinstance(source, str | os.PathLike)
-    if not single and not isinstance(source, Sequence | set | frozenset):
-        raise InputError(
-            f"source is {source!r}; it must be a path, a folder, a glob or a URL, or a sequence of them."
-        )
-    found: list[str] = []
-    for entry in [source] if single else list(source):
-        found += _matches(os.fspath(entry), storage_options, ending)
-    if not found:
-        raise SourceError(
-            f"No file matches {source!r} (looked from {os.getcwd()}). Give a path, a folder, a glob such as "
-            f"'data/*{ending}', or a URL that fsspec knows."
-        )
-    return found
-
-
-def _matches(entry: str, storage_options: dict[str, Any], ending: str) -> list[str]:
-    if "://" in entry:
-        if not any(char in entry for char in "*?["):
-            return [entry]
-        fs, path = fsspec.core.url_to_fs(entry, **storage_options)
-        return [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
-    entry = os.path.expanduser(entry)
-    if os.path.isdir(entry):
-        return sorted(
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(entry)
-            for name in names
-            if name.endswith(ending)
-        )
-    return sorted(glob.glob(entry, recursive=True))
-
-
-@dataclass(frozen=True)
-class Footer:
-    """What the end of a Parquet file says: its types as Arrow reads them, its row groups with statistics."""
-
-    schema: pa.Schema
-    metadata: Any
-
-
-def read_footers(
-    paths: list[str], storage_options: dict[str, Any], on_corrupt: str
-) -> tuple[list[str], list[Footer]]:
-    """Read the footers of all files; give the files that have one, and theirs."""
-    with ThreadPoolExecutor(min(16, len(paths))) as pool:
-        found = list(pool.map(lambda path: _footer(path, storage_options, on_corrupt), paths))
-    pairs = [(path, footer) for path, footer in zip(paths, found, strict=True) if footer is not None]
-    if not pairs:
-        raise SourceError(
-            f"None of the {len(paths)} files can be read as Parquet, the first one being {paths[0]}. "
-            "Write them again."
-        )
-    return [path for path, _ in pairs], [footer for _, footer in pairs]
-
-
-def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str) -> Footer | None:
-    try:
-        with _parquet_file(path, storage_options) as parquet:
-            return Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata)
-    except (OSError, pa.ArrowException) as err:
-        what = f"{path} cannot be read as Parquet: {' '.join(str(err).split())}"
-        if on_corrupt == "skip":
-            warnings.warn(f"{what} The file is left out.", stacklevel=2)
-            return None
-        raise SourceError(
-            f"{what} Write it again, leave it out of the source, or go on without it: "
-            "read_parquet(..., on_corrupt='skip')."
-        ) from err
 
 
 def common_schema(paths: list[str], footers: list[Footer]) -> pa.Schema:
@@ -452,10 +363,10 @@ def _width(kind: pa.DataType) -> int:
     return 8
 
 
-def blocks_of_file(path: str, metadata: Any, schema: pa.Schema, limit: int) -> list[BlockSpec]:
+def blocks_of_file(path: str, footer: Footer, schema: pa.Schema, limit: int) -> list[BlockSpec]:
     """Join neighbouring row groups of a file to blocks of at most `limit` decoded bytes."""
     most = max(limit // row_nbytes(schema), 1)
-    stamp = _stamp(path)
+    metadata, stamp = footer.metadata, footer.stamp
     blocks: list[BlockSpec] = []
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
@@ -465,10 +376,3 @@ def blocks_of_file(path: str, metadata: Any, schema: pa.Schema, limit: int) -> l
         else:
             blocks.append(BlockSpec(path, (group,), rows, stamp))
     return blocks or [BlockSpec(path, (), 0, stamp)]
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    if "://" in path:
-        return _UNSTAMPED
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns

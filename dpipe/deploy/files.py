@@ -12,11 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.collect.parquet import find_files
+from dpipe.collect.files import find_files, stamp_of
 from dpipe.deploy.score_file import FINGERPRINT, open_file, told
 from dpipe.errors import InputError
 
@@ -129,7 +128,7 @@ def inspected(sources: Sequence[str], folder: Path, made_from: Mapping[str, Any]
     for source in sources:
         path = folder / names[source]
         try:
-            fingerprint = json.dumps({"source": _identity(source), **made_from}, sort_keys=True)
+            fingerprint = json.dumps({"source": [source, *stamp_of(source, {})], **made_from}, sort_keys=True)
         except OSError as err:
             found.append(Input(source, path, "", error=told(err)))
             continue
@@ -161,17 +160,6 @@ def _with_folder(source: str) -> str:
 def _with_hash(source: str) -> str:
     stem, ending = os.path.splitext(os.path.basename(source))
     return f"{stem}-{sha256(os.path.abspath(source).encode()).hexdigest()[:12]}{ending}"
-
-
-def _identity(source: str) -> list[Any]:
-    """Tell a file, as it stands now, from any other."""
-    if "://" in source:
-        fs, path = fsspec.core.url_to_fs(source)
-        info = fs.info(path)
-        stamps = [info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified")]
-        return [source, info.get("size"), str(next((stamp for stamp in stamps if stamp), None))]
-    status = os.stat(source)
-    return [source, status.st_size, status.st_mtime_ns]
 
 
 def _done_rows(path: Path, fingerprint: str) -> int | None:

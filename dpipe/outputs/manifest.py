@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dpipe.errors import OutputError
 from dpipe.sizes import counted
 
 MANIFEST = "manifest.json"
+#: Where the ledger of what is not finished lies, inside of the folder of a result.
+UNFINISHED = ".unfinished"
 _PIECE_NBYTES = 1 << 20
 
 
@@ -84,7 +87,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     Parameters
     ----------
     path : path
-        A folder that `dpipe.write_parquet` or a deployment has written.
+        A folder that `dpipe.write_parquet`, `dpipe.write_zarr` or a deployment has written.
 
     Returns
     -------
@@ -106,8 +109,12 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     """
     folder = Path(path)
     files = read_manifest(folder)["files"]
-    problems = [problem for name, said in files.items() if (problem := _problem(folder / name, said))]
-    found = {item.name for item in folder.iterdir() if not item.name.startswith(".")}
+    problems = [problem for name, said in files.items() if (problem := _problem(folder, name, said))]
+    found = {
+        item.relative_to(folder).as_posix()
+        for item in folder.rglob("*")
+        if item.is_file() and not item.relative_to(folder).parts[0].startswith(".")
+    }
     problems += [f"{name}: not of this result" for name in sorted(found - files.keys() - {MANIFEST})]
     counts = [said["rows"] for said in files.values() if "rows" in said]
     return Verified(folder, len(files), sum(counts) if counts else None, tuple(problems))
@@ -135,17 +142,60 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(said)
 
 
-def _problem(path: Path, said: dict[str, Any]) -> str:
+def _problem(folder: Path, name: str, said: dict[str, Any]) -> str:
+    path = folder / name
     try:
         size = path.stat().st_size
         if size != said["nbytes"]:
-            return f"{path.name}: {size:,} bytes instead of {said['nbytes']:,}"
+            return f"{name}: {size:,} bytes instead of {said['nbytes']:,}"
         if FileEntry.of(path).sha256 != said["sha256"]:
-            return f"{path.name}: changed since it was written"
+            return f"{name}: changed since it was written"
         if "rows" in said and (rows := pq.read_metadata(path).num_rows) != said["rows"]:
-            return f"{path.name}: {rows:,} rows instead of {said['rows']:,}"
+            return f"{name}: {rows:,} rows instead of {said['rows']:,}"
     except FileNotFoundError:
-        return f"{path.name}: missing"
+        return f"{name}: missing"
     except (OSError, pa.ArrowException) as err:
-        return f"{path.name}: cannot be read: {err}"
+        return f"{name}: cannot be read: {err}"
     return ""
+
+
+def write_manifest(
+    folder: Path, entries: Sequence[FileEntry], keys: Sequence[str], *, rows: int | None = None
+) -> None:
+    """Say what a result is made of, whole or not at all; this makes it finished."""
+    said: dict[str, Any] = {
+        "format_version": 1,
+        **({} if rows is None else {"rows": rows}),
+        "files": {entry.name: entry.told() for entry in entries},
+        "blocks": list(keys),
+    }
+    temporary = folder / f".{MANIFEST}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(said, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MANIFEST)
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds what no earlier call has written."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file. Choose another folder.")
+    known = (MANIFEST, UNFINISHED)
+    others = [p.name for p in folder.iterdir()] if folder.exists() else []
+    if others and not set(known) & set(others) and not overwrite:
+        raise OutputError(f"{folder} holds other files, such as {others[0]}. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Give the manifest of a folder; None if it has none."""
+    return read_manifest(folder) if (folder / MANIFEST).exists() else None
+
+
+def refuse_other(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds the finished result of other data."""
+    if not overwrite:
+        raise OutputError(
+            f"{folder} holds a finished result of other data. Choose another folder, or pass overwrite=True."
+        )

@@ -1,6 +1,5 @@
 """Write Parquet block by block: each file whole or not there, the manifest last."""
 
-import json
 import os
 import shutil
 import uuid
@@ -22,14 +21,20 @@ from dpipe.collect.source import open_source
 from dpipe.errors import InputError, OutputError
 from dpipe.ledger.book import Ledger
 from dpipe.ledger.codec import decode, encode
-from dpipe.outputs.manifest import MANIFEST, FileEntry, read_manifest
+from dpipe.outputs.manifest import (
+    MANIFEST,
+    UNFINISHED,
+    FileEntry,
+    check_folder,
+    finished,
+    refuse_other,
+    write_manifest,
+)
 from dpipe.run.graph import GraphBuilder, add_inputs
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import parse_bytes
 
 _CODECS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
-#: Where the ledger of what is not finished lies, inside of the result's folder.
-_UNFINISHED = ".unfinished"
 
 
 def write_parquet(
@@ -85,10 +90,10 @@ def write_parquet(
         )
     folder = Path(path)
     place = find_place(client, None if memory is None else parse_bytes(memory), frame.npartitions, None)
-    _check_folder(folder, overwrite)
-    with Ledger(folder / _UNFINISHED) as ledger:
+    check_folder(folder, overwrite)
+    with Ledger(folder / UNFINISHED) as ledger:
         _write_parts(frame, folder, ledger, place, compression, overwrite=overwrite)
-    shutil.rmtree(folder / _UNFINISHED)
+    shutil.rmtree(folder / UNFINISHED)
     return folder
 
 
@@ -100,11 +105,11 @@ def _write_parts(
     recorded = Recorded(ledger, "write", {"compression": compression, "columns": list(frame)}, lambda _: None)
     inputs = recorded.keyed(add_inputs(graph, source), graph.tasks)
     keys = [each.key or uuid.uuid4().hex for each in inputs]
-    finished = _finished(folder)
-    if finished is not None:
-        if not overwrite and finished.get("blocks") == keys:
+    before = finished(folder)
+    if before is not None:
+        if not overwrite and before.get("blocks") == keys:
             return
-        _refuse_other(folder, overwrite)
+        refuse_other(folder, overwrite)
         (folder / MANIFEST).unlink()
     schema = pa.Schema.from_pandas(source.frame, preserve_index=False)
     held = graph.hold("writer", _PartWriter(str(folder), schema.remove_metadata(), compression, ledger.pen))
@@ -187,28 +192,6 @@ def _kept(ledger: Ledger, folder: Path, key: str) -> FileEntry | None:
     return entry if same else None
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds what no earlier call has written."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file. Choose another folder.")
-    known = (MANIFEST, _UNFINISHED)
-    others = [p.name for p in folder.iterdir()] if folder.exists() else []
-    if others and not set(known) & set(others) and not overwrite:
-        raise OutputError(f"{folder} holds other files, such as {others[0]}. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _finished(folder: Path) -> dict[str, Any] | None:
-    return read_manifest(folder) if (folder / MANIFEST).exists() else None
-
-
-def _refuse_other(folder: Path, overwrite: bool) -> None:
-    if not overwrite:
-        raise OutputError(
-            f"{folder} holds a finished result of other rows. Choose another folder, or pass overwrite=True."
-        )
-
-
 def _commit(
     folder: Path,
     entries: Sequence[FileEntry],
@@ -223,15 +206,4 @@ def _commit(
     for path in folder.glob("part-*.parquet"):
         if path.name not in names:
             path.unlink()
-    said = {
-        "format_version": 1,
-        "rows": total,
-        "files": {entry.name: entry.told() for entry in entries},
-        "blocks": list(keys),
-    }
-    temporary = folder / f".{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(said, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+    write_manifest(folder, entries, keys, rows=total)

@@ -24,6 +24,7 @@ from dpipe.collect.enforce import (
     policy_for,
     read_contracted,
 )
+from dpipe.collect.footers import Listing
 from dpipe.collect.parquet import read_parquet
 from dpipe.collect.quarantine import Quarantine, quarantined
 from dpipe.errors import ConservationError, InputError
@@ -53,6 +54,10 @@ class Contracted:
     n_rows: int | None = None
     """Rows of the files, before any is refused."""
 
+    def __post_init__(self) -> None:
+        """Take what an earlier run has kept of the footers."""
+        self.listing = Listing(self.workdir / "listings" / f"{self.name}.arrow")
+
     @property
     def reading(self) -> dict[str, Any]:
         """What `read_parquet` is told in any case."""
@@ -60,6 +65,7 @@ class Contracted:
             "block_nbytes": self.block_nbytes,
             "storage_options": self.storage_options,
             "on_corrupt": self.on_corrupt,
+            "listing": self.listing,
         }
 
 
@@ -179,6 +185,7 @@ def begin_collect(stage: Stage, session: Session) -> None:
     asked = stage.settings.get("contracted")
     if asked is None:
         return
+    asked.listing.save()
     if asked.frozen is not None:
         write_contract(asked.frozen, contract_path(asked.workdir, asked.name))
     if asked.files is not None:

@@ -62,7 +62,7 @@ def test_the_same_call_again_does_nothing_and_another_is_refused(frame, tmp_path
     before = {item.name: item.stat().st_mtime_ns for item in folder.iterdir()}
     write_parquet(rows, folder)
     assert {item.name: item.stat().st_mtime_ns for item in folder.iterdir()} == before
-    with pytest.raises(OutputError, match="other rows.*overwrite=True"):
+    with pytest.raises(OutputError, match="other data.*overwrite=True"):
         write_parquet(rows[rows["n"] > 100], folder)
     assert verify(folder).n_rows == 500
     write_parquet(rows.partitions[:1], folder, overwrite=True)

@@ -1,0 +1,149 @@
+"""The ends of Parquet files: types, row groups and statistics, read once for each file."""
+
+import contextlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpipe.collect.files import UNSTAMPED, Stamp, is_remote, retried, scrubbed, stamp_of
+from dpipe.errors import SourceError
+
+
+@contextlib.contextmanager
+def parquet_file(
+    path: str, storage_options: dict[str, Any], dictionaries: Sequence[str] = ()
+) -> Iterator[pq.ParquetFile]:
+    """Open a file; Arrow reads a local one by itself, without a call into Python for each column."""
+    options = {"pre_buffer": False, "page_checksum_verification": True}
+    with contextlib.ExitStack() as stack:
+        file: Any = path
+        if is_remote(path):
+            file = stack.enter_context(fsspec.open(path, "rb", **storage_options))
+        try:
+            parquet = pq.ParquetFile(file, read_dictionary=list(dictionaries), **options)
+        except KeyError:  # this file lacks a text column, or spells it in another way: its texts are decoded
+            parquet = pq.ParquetFile(file, **options)
+        yield stack.enter_context(parquet)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the end of a Parquet file says: its types as Arrow reads them, its row groups with statistics."""
+
+    schema: pa.Schema
+    metadata: Any
+    stamp: Stamp = UNSTAMPED
+    """What the file was when this was read."""
+
+
+class Listing:
+    """What footers told, kept in a file, so that only new and changed files are opened again.
+
+    Parameters
+    ----------
+    path : path, optional
+        Of an Arrow file; one that cannot be read is as none. None keeps nothing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._known: dict[str, tuple[Stamp, bytes]] = {}
+        self._changed = False
+        if self.path is not None and self.path.exists():
+            try:
+                with pa.memory_map(str(self.path)) as file:
+                    rows = pa.ipc.open_file(file).read_all().to_pydict()
+            except (OSError, pa.ArrowException) as err:
+                warnings.warn(f"{self.path} is not read: {err}. It is written anew.", stacklevel=2)
+                return
+            stamps = zip(rows["size"], rows["written"], strict=True)
+            self._known = dict(zip(rows["path"], zip(stamps, rows["footer"], strict=True), strict=True))
+
+    def find(self, path: str, stamp: Stamp) -> Footer | None:
+        """Give the footer of a file that has not changed since."""
+        known = self._known.get(path)
+        if known is None or known[0] != stamp or stamp == UNSTAMPED:
+            return None
+        parquet = pq.ParquetFile(pa.BufferReader(known[1]))
+        return Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata, stamp)
+
+    def keep(self, path: str, footer: Footer) -> None:
+        """Remember a footer."""
+        if self.path is None:
+            return
+        sink = pa.BufferOutputStream()
+        footer.metadata.write_metadata_file(sink)
+        self._known[path] = footer.stamp, sink.getvalue().to_pybytes()
+        self._changed = True
+
+    def save(self) -> None:
+        """Write what is new, whole or not at all."""
+        if self.path is None or not self._changed:
+            return
+        table = pa.table(
+            {
+                "path": list(self._known),
+                "size": pa.array([stamp[0] for stamp, _ in self._known.values()], pa.int64()),
+                "written": pa.array([stamp[1] for stamp, _ in self._known.values()], pa.int64()),
+                "footer": pa.array([footer for _, footer in self._known.values()], pa.binary()),
+            }
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._changed = False
+
+
+def read_footers(
+    paths: list[str], storage_options: dict[str, Any], on_corrupt: str, listing: Listing | None = None
+) -> tuple[list[str], list[Footer]]:
+    """Read the footers of all files; give the files that have one, and theirs."""
+    kept = Listing() if listing is None else listing
+    with ThreadPoolExecutor(min(16, len(paths))) as pool:
+        found = list(pool.map(lambda path: _footer(path, storage_options, on_corrupt, kept), paths))
+    pairs = [(path, footer) for path, footer in zip(paths, found, strict=True) if footer is not None]
+    if not pairs:
+        raise SourceError(
+            f"None of the {len(paths)} files can be read as Parquet, the first one being {paths[0]}. "
+            "Write them again."
+        )
+    return [path for path, _ in pairs], [footer for _, footer in pairs]
+
+
+def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str, listing: Listing) -> Footer | None:
+    try:
+        stamp = stamp_of(path, storage_options, anew=False)
+        known = listing.find(path, stamp)
+        if known is not None:
+            return known
+        footer = retried(_read_footer, path, storage_options, stamp, path=path)
+        listing.keep(path, footer)
+        return footer
+    except (OSError, pa.ArrowException) as err:
+        what = f"{path} cannot be read as Parquet: {scrubbed(err, storage_options)}"
+        if on_corrupt == "skip":
+            warnings.warn(f"{what} The file is left out.", stacklevel=2)
+            return None
+        raise SourceError(
+            f"{what} Write it again, leave it out of the source, or go on without it: "
+            "read_parquet(..., on_corrupt='skip')."
+        ) from err
+
+
+def _read_footer(path: str, storage_options: dict[str, Any], stamp: Stamp) -> Footer:
+    with parquet_file(path, storage_options) as parquet:
+        return Footer(parquet.schema_arrow.remove_metadata(), parquet.metadata, stamp)
