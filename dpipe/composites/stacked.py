@@ -30,7 +30,7 @@ from dpipe.composites.inside import check_parts, fit_inside, rounds_of
 from dpipe.composites.several import TargetWidth, classes_of
 from dpipe.composites.views import Encoded, View
 from dpipe.composites.votes import check_named_parts, kept_parts
-from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.errors import InputError
 from dpipe.families.asking import together
 from dpipe.families.registry import Estimator, Meta, Refinement, Rounds, add, refined
 
@@ -172,11 +172,6 @@ def _check(estimator: Estimator) -> None:
     else:
         check_named_parts(estimator)
         check_folds(estimator, classifies=classifies)
-    if isinstance(_final(estimator), RidgeCV) and _final(estimator).cv is None:
-        raise UnsupportedEstimatorError(
-            "StackingRegressor: its default final estimator, RidgeCV(), leaves out one row at a time, which cannot be "
-            "done block by block. Use final_estimator=Ridge(), or another one."
-        )
     check_parts(estimator, [_final(estimator)])
 
 

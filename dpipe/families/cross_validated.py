@@ -18,6 +18,7 @@ from dpipe.blocks.groups import ByFold, Grouped
 from dpipe.blocks.regression import CrossProducts
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import stand_in
+from dpipe.families.leave_one_out import LEAVE_ONE_OUT
 from dpipe.families.made_rows import made_rows, refuse_targets
 from dpipe.families.registry import Estimator, Meta, Way, add
 
@@ -46,9 +47,8 @@ def _check_path(estimator: Estimator) -> None:
 
 def _check_ridge(estimator: Estimator) -> None:
     if estimator.cv is None:
-        raise UnsupportedEstimatorError(
-            "RidgeCV(cv=None) leaves out one row at a time, and would read the data twice. Use cv=5."
-        )
+        LEAVE_ONE_OUT.check(estimator)
+        return
     _n_folds(estimator)
     if estimator.scoring not in _SCORES:
         raise UnsupportedEstimatorError(
@@ -105,6 +105,10 @@ def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator
     return fitted.fit(stand_in.filled(meta, X), y, sample_weight=w).set_params(**given)
 
 
+def _leave_one_out(estimator: Estimator) -> Way | None:
+    return LEAVE_ONE_OUT if estimator.cv is None else None
+
+
 def _wants(estimator: Estimator) -> tuple[Any, ...]:
     return (ByFold(CrossProducts, _n_folds(estimator)),)
 
@@ -122,5 +126,6 @@ add(
         check=_check_ridge,
         needs_y=True,
         exact="1e-9 relative, for well-conditioned X",
+        variant=_leave_one_out,
     ),
 )

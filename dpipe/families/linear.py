@@ -50,8 +50,8 @@ def _stand_in(estimator: Estimator, products: CrossProducts, meta: Meta) -> Esti
     return clone(estimator).fit(X, y)
 
 
-def _centred(estimator: Estimator, products: CrossProducts) -> tuple[np.ndarray, np.ndarray]:
-    """The normal equations, about the mean if an intercept is fitted, else about zero."""
+def centred(estimator: Estimator, products: CrossProducts) -> tuple[np.ndarray, np.ndarray]:
+    """Give the normal equations, about the mean if an intercept is fitted, else about zero."""
     refuse.gaps(estimator, finite=refuse.is_finite(products.xx, products.xy), what="X or y")
     if estimator.fit_intercept:
         return products.xx, products.xy
@@ -60,7 +60,7 @@ def _centred(estimator: Estimator, products: CrossProducts) -> tuple[np.ndarray,
     return xx, products.xy + both * np.outer(products.x_mean, products.y_mean)
 
 
-def _put(fitted: Estimator, coef: np.ndarray, products: CrossProducts) -> Estimator:
+def put(fitted: Estimator, coef: np.ndarray, products: CrossProducts) -> Estimator:
     """Store coefficients of shape (n_features, n_targets) and the intercept that goes with them."""
     dtype = products.dtype
     intercept = products.y_mean - products.x_mean @ coef
@@ -83,7 +83,7 @@ def _finish_least_squares(estimator: Estimator, stats: Sequence[Any], meta: Meta
                 "Ridge(positive=True)."
             )
         return fitted_on_rows(estimator, products, meta)
-    xx, xy = _centred(estimator, products)
+    xx, xy = centred(estimator, products)
     eigenvalues, vectors = scipy.linalg.eigh(xx)
     singular = np.sqrt(np.clip(eigenvalues[::-1], 0, None))
     # squaring halves the digits: below 1e-7 of the largest, a singular value of X is rounding noise
@@ -95,7 +95,7 @@ def _finish_least_squares(estimator: Estimator, stats: Sequence[Any], meta: Meta
     if not products.sparse:
         fitted.rank_ = int(kept.sum())
         fitted.singular_ = singular[: min(products.n_rows, len(singular))].astype(products.dtype)
-    return _put(fitted, coef, products)
+    return put(fitted, coef, products)
 
 
 def _solve_ridge(estimator: Estimator, products: CrossProducts) -> np.ndarray:
@@ -104,7 +104,7 @@ def _solve_ridge(estimator: Estimator, products: CrossProducts) -> np.ndarray:
         names = Ridge().get_params()
         bound = Ridge(**{name: getattr(estimator, name) for name in names}).fit(X, y, sample_weight=w)
         return np.atleast_2d(bound.coef_).T
-    xx, xy = _centred(estimator, products)
+    xx, xy = centred(estimator, products)
     alphas = np.broadcast_to(np.asarray(estimator.alpha, dtype=np.float64).reshape(-1), (xy.shape[1],))
     coef = np.empty_like(xy)
     for target, alpha in enumerate(alphas):
@@ -118,7 +118,7 @@ def _solve_ridge(estimator: Estimator, products: CrossProducts) -> np.ndarray:
 
 def _finish_ridge(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     products: CrossProducts = stats[0]
-    return _put(_stand_in(estimator, products, meta), _solve_ridge(estimator, products), products)
+    return put(_stand_in(estimator, products, meta), _solve_ridge(estimator, products), products)
 
 
 def _wants_of_ridge_classifier(estimator: Estimator) -> tuple[Any, ...]:
@@ -147,7 +147,7 @@ def _finish_ridge_classifier(estimator: Estimator, stats: Sequence[Any], meta: M
         y_is_1d=len(weights) == 1,
     )
     X = stand_in.numeric(meta, len(scatter.x_mean), scatter.dtype, rows=len(labels), sparse=scatter.sparse)
-    fitted = _put(clone(estimator).fit(X, labels), _solve_ridge(estimator, products), products)
+    fitted = put(clone(estimator).fit(X, labels), _solve_ridge(estimator, products), products)
     if estimator.fit_intercept:
         fitted.intercept_ = np.atleast_1d(fitted.intercept_)
     return fitted

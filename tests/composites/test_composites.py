@@ -51,8 +51,9 @@ def n_readings(estimator, y):
         (OneVsOneClassifier(GaussianNB()), LABELS, 2),
         (OneVsRestClassifier(make_pipeline(RobustScaler(), LogisticRegression())), LABELS, 2),
         (StackingRegressor([("a", Ridge())], final_estimator=Ridge(), cv=4), NUMBERS["plain"], 3),
+        (StackingRegressor([("a", Ridge())], cv=4), NUMBERS["plain"], 4),
     ],
-    ids=["voting", "classes", "pairs", "scratch", "folds"],
+    ids=["voting", "classes", "pairs", "scratch", "folds", "errors"],
 )
 def test_parts_share_their_readings(estimator, y, readings):
     """All but the first take one pass over y alone beforehand, which an array cannot be read without X for."""
@@ -162,7 +163,6 @@ def test_weights_are_routed_to_those_that_request_them():
         (CalibratedClassifierCV(GaussianNB(), method="isotonic"), "sigmoid"),
         (CalibratedClassifierCV(GaussianNB(), cv=LeaveOneOut()), "number of folds"),
         (StackingClassifier([("a", GaussianNB())], cv=ShuffleSplit()), "number of folds"),
-        (StackingRegressor([("a", Ridge())]), "final_estimator=Ridge"),
         (StackingClassifier([("a", GaussianNB())], final_estimator=Ridge()), "no classifier"),
     ],
 )

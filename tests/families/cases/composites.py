@@ -106,6 +106,7 @@ def stacks():
     ]
     variants = [
         StackingRegressor(parts, final_estimator=Ridge(), cv=3),
+        StackingRegressor(parts, cv=3),
         StackingRegressor(
             parts, final_estimator=Ridge(), cv=KFold(3, shuffle=True, random_state=0), passthrough=True
         ),

@@ -35,6 +35,16 @@ def ridges():
     yield from each(variants, (REGULAR, PLACED), y="number")
     yield from each(variants, (REGULAR, ("array",)), y="number", weighted=True)
     yield from each(variants, (REGULAR, ("array",)), y="two")
+    variants = [
+        RidgeCV(),
+        RidgeCV(alphas=[1e-3, 10.0, 1e4], fit_intercept=False),
+        RidgeCV(alphas=2.5),
+        RidgeCV(alphas=[30.0, 0.1], alpha_per_target=True, gcv_mode="svd"),
+    ]
+    yield from each(variants, (REGULAR, PLACED), y="number")
+    yield from each(variants, (REGULAR, ("array", "pandas")), y="number", weighted=True)
+    yield from each(variants, (REGULAR, ("array",)), y="two")
+    yield from each(variants[:2], (REGULAR, CSR), y="number")
     yield Case(RidgeCV(cv=2), ("single", "single_more"), ("array", "pandas"), y="number", rtol=1e-3)
 
 
