@@ -17,6 +17,7 @@ PACKAGE = "dpipe"
 #: Modules and folders of the package from top to bottom. Imports point down it only.
 ORDER = (
     "cli",
+    "testing",
     "pipeline",
     "deploy",
     "outputs",
