@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 from dask.delayed import Delayed
 from dask.task_spec import List, TaskRef
@@ -38,6 +39,7 @@ from dpipe.deploy.score_file import (
 from dpipe.errors import InputError, MemoryLimitError, SourceError
 from dpipe.families.registry import Estimator
 from dpipe.monitor.events import Listener, listening
+from dpipe.outputs.manifest import MANIFEST, FileEntry, read_manifest, write_manifest
 from dpipe.run.graph import GraphBuilder
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, format_bytes, parse_bytes
 
@@ -137,8 +139,9 @@ def score_files(
 
     Notes
     -----
-    Rows are counted in and out. An output is done if its fingerprint is that of the work at hand: path, size
-    and time of the input, checksum of the model, method, kept columns.
+    Rows are counted in and out. An output is done if its fingerprint is that of the work at hand: path, size and time
+    of the input, checksum of the model, method, kept columns. When all files are done, a manifest says what they are:
+    see `dpipe.verify`.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load(bundle, trusted=trusted)
     method = _default_method(bundle) if method is None else method
@@ -157,7 +160,23 @@ def score_files(
             scoring, jobs = _prepared(bundle, method, keep, todo, limit)
             for outcome in _run(scoring, jobs, place, listener or _ignore, started or _ignore):
                 outcomes[outcome.source] = outcome
-    return _result(inputs, outcomes, folder)
+        result = _result(inputs, outcomes, folder)
+        _commit(folder, inputs, result)
+    return result
+
+
+def _commit(folder: Path, inputs: Sequence[Input], result: BatchResult) -> None:
+    """Say in a manifest what the outputs are, beside those of earlier runs that are still there."""
+    said = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
+    known = {
+        name: FileEntry(name, about["sha256"], about["nbytes"], about.get("rows"))
+        for name, about in said.items()
+    }
+    entries = {name: entry for name, entry in known.items() if (folder / name).exists()}
+    for item, path in zip(inputs, result.paths, strict=True):
+        if item.done_rows is None or path.name not in entries:
+            entries[path.name] = FileEntry.of(path, pq.read_metadata(path).num_rows)
+    write_manifest(folder, list(entries.values()), [item.fingerprint for item in inputs])
 
 
 def _kept(keep: Sequence[str]) -> tuple[str, ...]:

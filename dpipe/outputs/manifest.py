@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 from dpipe.errors import OutputError
 from dpipe.sizes import counted
 
-MANIFEST = "manifest.json"
+#: Readers of Parquet folders pass over names that begin so.
+MANIFEST = "_manifest.json"
+#: What a bundle calls its own.
+_OF_A_BUNDLE = "manifest.json"
 #: Where the ledger of what is not finished lies, inside of the folder of a result.
 UNFINISHED = ".unfinished"
 _PIECE_NBYTES = 1 << 20
@@ -115,7 +118,9 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         for item in folder.rglob("*")
         if item.is_file() and not item.relative_to(folder).parts[0].startswith(".")
     }
-    problems += [f"{name}: not of this result" for name in sorted(found - files.keys() - {MANIFEST})]
+    problems += [
+        f"{name}: not of this result" for name in sorted(found - files.keys() - {MANIFEST, _OF_A_BUNDLE})
+    ]
     counts = [said["rows"] for said in files.values() if "rows" in said]
     return Verified(folder, len(files), sum(counts) if counts else None, tuple(problems))
 
@@ -128,8 +133,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     OutputError
         If there is none, or it is broken.
     """
+    bundled = not (folder / MANIFEST).exists() and (folder / _OF_A_BUNDLE).exists()
+    path = folder / (_OF_A_BUNDLE if bundled else MANIFEST)
     try:
-        said = json.loads((folder / MANIFEST).read_bytes())
+        said = json.loads(path.read_bytes())
         if not all(isinstance(about["nbytes"], int) and about["sha256"] for about in said["files"].values()):
             raise ValueError("it does not tell sizes")
     except (FileNotFoundError, NotADirectoryError) as err:
@@ -138,7 +145,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "done already stays."
         ) from err
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        raise OutputError(f"{folder / MANIFEST} cannot be read: {err!r}. Write the result again.") from err
+        raise OutputError(f"{path} cannot be read: {err!r}. Write the result again.") from err
     return dict(said)
 
 

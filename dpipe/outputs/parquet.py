@@ -80,7 +80,7 @@ def write_parquet(
     >>> rows = dd.from_pandas(pd.DataFrame({"a": range(9)}), npartitions=2)
     >>> folder = write_parquet(rows, tempfile.mkdtemp() + "/out")
     >>> sorted(item.name for item in folder.iterdir())
-    ['manifest.json', 'part-00000.parquet', 'part-00001.parquet']
+    ['_manifest.json', 'part-00000.parquet', 'part-00001.parquet']
     """
     if not isinstance(frame, dd.DataFrame):
         raise InputError(f"write_parquet takes a Dask DataFrame, got a {type(frame).__name__}.")

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
+import dpipe
 from dpipe.deploy import score_file as score_file_module
 from dpipe.deploy.batch import ScoringError, score_files
 from dpipe.deploy.bundle import load, write_bundle
@@ -125,7 +126,12 @@ def test_a_killed_run_is_continued(bundle, source, scored):
     result = score_files(bundle, source, scored)
     assert (result.n_files, result.n_rows, result.n_skipped) == (3, 83, 2)
     assert (scored / "0.parquet").stat().st_mtime_ns == before
-    assert sorted(path.name for path in scored.iterdir()) == ["0.parquet", "1.parquet", "2.parquet"]
+    assert sorted(path.name for path in scored.glob("*")) == [
+        "0.parquet",
+        "1.parquet",
+        "2.parquet",
+        "_manifest.json",
+    ]
 
 
 def test_what_has_changed_is_done_again(bundle, source, scored, tmp_path):
@@ -319,3 +325,20 @@ def test_on_a_cluster(bundle, source, scored, place):
             result = score_files(bundle, source, scored, client=client, started=seen.append)
     assert (result.n_files, result.n_rows) == (3, 83)
     assert isinstance(seen[0], Client)
+
+
+def test_what_was_scored_can_be_verified(bundle, source, scored, tmp_path):
+    score_files(bundle, source, scored)
+    found = dpipe.verify(scored)
+    assert (found.ok, found.n_files, found.n_rows) == (True, 3, 83)
+    # more files into the same folder, and the others stay in the manifest
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "9.parquet").write_bytes((source / "0.parquet").read_bytes())
+    score_files(bundle, more, scored)
+    assert dpipe.verify(scored).n_files == 4
+    content = (scored / "1.parquet").read_bytes()
+    (scored / "1.parquet").write_bytes(content[:-9] + b"?" + content[-8:])
+    (scored / "2.parquet").unlink()
+    problems = dpipe.verify(scored).problems
+    assert [said.split(":")[0] for said in problems] == ["1.parquet", "2.parquet"]

@@ -139,7 +139,7 @@ def test_a_broken_manifest_is_named(content, tmp_path):
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(OutputError, match=MANIFEST):
         verify(tmp_path)
-    with pytest.raises(OutputError, match="has no manifest"):
+    with pytest.raises(OutputError, match="has no _manifest"):
         verify(tmp_path / "nowhere")
 
 
