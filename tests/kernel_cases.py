@@ -13,9 +13,20 @@ from dpipe.testing import Seen
 UNEVEN = (0, 17, 1, 0, 42, 0)
 N_ROWS = sum(UNEVEN)
 
-in_blocks = functools.partial(testing.in_blocks, sizes=UNEVEN)
-array_blocks = functools.partial(testing.array_blocks, sizes=UNEVEN)
-csr_blocks = functools.partial(testing.csr_blocks, sizes=UNEVEN)
+
+def in_blocks(frame, sizes=UNEVEN):
+    """A Dask frame in blocks of these sizes."""
+    return testing.in_blocks(frame, sizes)
+
+
+def array_blocks(values, sizes=UNEVEN):
+    """A Dask array in blocks of these sizes."""
+    return testing.array_blocks(values, sizes)
+
+
+def csr_blocks(values, sizes=UNEVEN):
+    """A Dask array of CSR matrices of these sizes."""
+    return testing.csr_blocks(values, sizes)
 
 
 @functools.lru_cache
@@ -92,5 +103,13 @@ def parquet_blocks(frame, folder, sizes=UNEVEN):
 
 
 SEEN = Seen()
-assert_same = functools.partial(testing.assert_same, seen=SEEN)
-assert_same_array = functools.partial(testing.assert_same_array, seen=SEEN)
+
+
+def assert_same(ours, theirs, rtol=1e-9, path="result"):
+    """Compare, and keep the largest deviation of the session."""
+    testing.assert_same(ours, theirs, rtol, path, seen=SEEN)
+
+
+def assert_same_array(ours, theirs, rtol, path="result", atol=0.0):
+    """Compare two arrays, and keep the largest deviation of the session."""
+    testing.assert_same_array(ours, theirs, rtol, path, atol, seen=SEEN)

@@ -121,36 +121,47 @@ def _finish_ridge(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Est
     return put(_stand_in(estimator, products, meta), _solve_ridge(estimator, products), products)
 
 
-def _wants_of_ridge_classifier(estimator: Estimator) -> tuple[Any, ...]:
+def wants_of_classes(estimator: Estimator) -> tuple[Any, ...]:
+    """Give the statistics from which `class_products` follow."""
     return (ByClass(Scatter),) if estimator.class_weight else (Scatter, SumsByClass())
 
 
 def _finish_ridge_classifier(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
-    """Regress on 1 for a class and -1 for the others: their cross products follow from sums by class."""
+    labels, products = class_products(estimator, stats)
+    X = stand_in.numeric(meta, len(products.x_mean), products.dtype, rows=len(labels), sparse=products.sparse)
+    fitted = put(clone(estimator).fit(X, labels), _solve_ridge(estimator, products), products)
+    if estimator.fit_intercept:
+        fitted.intercept_ = np.atleast_1d(fitted.intercept_)
+    return fitted
+
+
+def class_products(estimator: Estimator, stats: Sequence[Any]) -> tuple[np.ndarray, CrossProducts]:
+    """Regress on 1 for a class and -1 for the others: give the labels, and the cross products, from sums by class.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two labels, or some have no class weight.
+    """
     labels, scatter, weights, totals = (_weighted_classes if estimator.class_weight else _plain_classes)(
         estimator, stats
     )
     if len(labels) < 2:
         raise InputError(
-            f"RidgeClassifier needs at least two classes, but every label of y is {labels.tolist()[0]!r}."
+            f"{type(estimator).__name__} needs at least two classes, but every label of y is {labels.tolist()[0]!r}."
         )
     if len(labels) == 2:
         weights, totals = weights[1:], totals[1:]
     mean = 2 * weights / scatter.weight - 1
     apart = scatter.weight - 2 * weights - 2 * weights[:, None]
     np.fill_diagonal(apart, scatter.weight)
-    products = replace(
+    return labels, replace(
         scatter,
         y_mean=mean,
         xy=2 * (totals - np.outer(weights, scatter.x_mean)).T,
         yy=apart - scatter.weight * np.outer(mean, mean),
         y_is_1d=len(weights) == 1,
     )
-    X = stand_in.numeric(meta, len(scatter.x_mean), scatter.dtype, rows=len(labels), sparse=scatter.sparse)
-    fitted = put(clone(estimator).fit(X, labels), _solve_ridge(estimator, products), products)
-    if estimator.fit_intercept:
-        fitted.intercept_ = np.atleast_1d(fitted.intercept_)
-    return fitted
 
 
 _Classes = tuple[np.ndarray, Scatter, np.ndarray, np.ndarray]
@@ -172,7 +183,7 @@ def _weighted_classes(estimator: Estimator, stats: Sequence[Any]) -> _Classes:
     refuse.unlabelled(estimator, groups.n_unlabelled)
     labels = np.array(sorted(groups.by_group), dtype=groups.label_dtype)
     parts: list[Scatter] = [groups.by_group[label] for label in labels.tolist()]
-    factors = _class_weights(estimator.class_weight, labels, np.array([part.n_rows for part in parts]))
+    factors = class_weights(estimator, labels, np.array([part.n_rows for part in parts]))
     scaled = [
         replace(part, weight=part.weight * factor, xx=part.xx * factor)
         for part, factor in zip(parts, factors.tolist(), strict=True)
@@ -182,13 +193,15 @@ def _weighted_classes(estimator: Estimator, stats: Sequence[Any]) -> _Classes:
     return labels, reduce(lambda one, other: one.merge(other), scaled), weights, totals
 
 
-def _class_weights(class_weight: Any, labels: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
+def class_weights(estimator: Estimator, labels: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
+    """Give the weight of a row of each class."""
+    class_weight = estimator.class_weight
     if class_weight == "balanced":
         return n_rows.sum() / (len(labels) * n_rows)
     try:
         return compute_class_weight(class_weight, classes=labels, y=labels)
     except ValueError as err:
-        raise InputError(f"RidgeClassifier: {err} Give a weight to every label of y.") from err
+        raise InputError(f"{type(estimator).__name__}: {err} Give a weight to every label of y.") from err
 
 
 def _check_lasso(estimator: Estimator) -> None:
@@ -228,7 +241,7 @@ add(
     Way(
         "merge",
         _finish_ridge_classifier,
-        _wants_of_ridge_classifier,
+        wants_of_classes,
         check=_check_ridge,
         needs_y=True,
         exact=_EXACT,

@@ -47,9 +47,6 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "tree": Refusal("it needs all rows at each of its splits", "SGDClassifier or SGDRegressor"),
 }
 _BY_NAME: Mapping[str, Refusal] = {
-    "RidgeClassifierCV": Refusal(
-        "it would have to score each row by models that did not see it", "RidgeClassifier for each candidate"
-    ),
     **{
         f"Bagging{what}": Refusal("it draws rows anew for each of its estimators", f"Voting{what}")
         for what in ("Classifier", "Regressor")

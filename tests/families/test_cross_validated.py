@@ -63,7 +63,7 @@ def test_each_row_is_in_one_fold_wherever_the_blocks_are_cut(cuts, folds):
     [
         (LassoCV(cv=KFold(3, shuffle=True)), "must follow from its place.*KFold without shuffling"),
         (ElasticNetCV(cv=ShuffleSplit(3)), "must follow from its place"),
-        (RidgeCV(scoring="r2"), "scores the predictions of all rows together.*or cv=5"),
+        (RidgeCV(scoring="r2"), "scores the predictions of all rows together.*squared error"),
         (RidgeCV(store_cv_results=True), "keeps an error for each row and penalty"),
         (RidgeCV(cv=5, scoring="neg_median_absolute_error"), "cannot be had from moments.*'r2'"),
     ],

@@ -1,6 +1,13 @@
 """Regressions that cross-validate themselves, varied."""
 
-from sklearn.linear_model import ElasticNetCV, LassoCV, MultiTaskElasticNetCV, MultiTaskLassoCV, RidgeCV
+from sklearn.linear_model import (
+    ElasticNetCV,
+    LassoCV,
+    MultiTaskElasticNetCV,
+    MultiTaskLassoCV,
+    RidgeClassifierCV,
+    RidgeCV,
+)
 from sklearn.model_selection import KFold
 
 from tests.families.conformance import CSR, REGULAR, Case, each
@@ -48,8 +55,23 @@ def ridges():
     yield Case(RidgeCV(cv=2), ("single", "single_more"), ("array", "pandas"), y="number", rtol=1e-3)
 
 
+def ridge_classifiers():
+    variants = [
+        RidgeClassifierCV(),
+        RidgeClassifierCV(alphas=[1e-3, 10.0, 1e4], fit_intercept=False),
+        RidgeClassifierCV(class_weight="balanced"),
+        RidgeClassifierCV(alphas=[3.0], class_weight={0: 1.0, 1: 0.5, 2: 4.0}),
+    ]
+    yield from each(variants, (REGULAR, PLACED), y="label")
+    yield from each(variants, (REGULAR, ("array", "pandas")), y="label", weighted=True)
+    yield from each(variants[:3], (REGULAR, ("array", "frame")), y="flag")
+    yield from each(variants[:1], (REGULAR, ("frame", *CSR)), y="text")
+    yield Case(RidgeClassifierCV(), ("single", "single_more"), ("array", "pandas"), y="text", rtol=1e-3)
+
+
 TRANSFORMERS = ()
 PREDICTORS = (
     paths,
     ridges,
+    ridge_classifiers,
 )
