@@ -48,7 +48,7 @@ def read_csv(
     InputError
         If a column does not exist.
     """
-    paths = find_files(source, dict(storage_options or {}), ".csv")
+    paths = find_files(source, storage_options or {}, ".csv")
     limit = DEFAULT_BLOCK_NBYTES if block_nbytes is None else parse_bytes(block_nbytes)
     try:
         frame = dd.read_csv(

@@ -1,8 +1,10 @@
 """Files of a source: which there are, and what each is now."""
 
+import errno
 import glob
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -31,6 +33,10 @@ def find_files(source: Any, storage_options: dict[str, Any], ending: str) -> lis
     SourceError
         If nothing matches.
     """
+    if not isinstance(storage_options, Mapping):  # not shown: it may be a key
+        raise InputError(
+            f"storage_options is a {type(storage_options).__name__}; it must be a dict for fsspec."
+        )
     single = isinstance(source, str | os.PathLike)
     if not single and not isinstance(source, Sequence | set | frozenset):
         raise InputError(
@@ -51,7 +57,11 @@ def _matches(entry: str, storage_options: dict[str, Any], ending: str) -> list[s
     if is_remote(entry):
         try:
             return retried(_remote_matches, entry, storage_options, ending, path=entry)
-        except (OSError, ValueError, ImportError) as err:
+        except ImportError as err:
+            raise SourceError(
+                f"{entry} cannot be listed: {err}. Install what reads it, such as pip install 'dpipe[s3]' for s3://."
+            ) from err
+        except (OSError, TypeError, ValueError) as err:
             raise SourceError(
                 f"{entry} cannot be listed: {type(err).__name__}: {scrubbed(err, storage_options)}. Check the address "
                 "and what storage_options say."
@@ -94,6 +104,9 @@ def stamp_of(path: str, storage_options: Mapping[str, Any], *, anew: bool = True
     """
     if not is_remote(path):
         status = os.stat(path)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            # opening a pipe waits for one who writes to it, for ever
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
         return status.st_size, status.st_mtime_ns
     return retried(_remote_stamp, path, storage_options, anew, path=path)
 

@@ -1,6 +1,7 @@
 """The ends of Parquet files: types, row groups and statistics, read once for each file."""
 
 import contextlib
+import hashlib
 import os
 import uuid
 import warnings
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpipe.collect.files import UNSTAMPED, Stamp, is_remote, retried, scrubbed, stamp_of
-from dpipe.errors import SourceError
+from dpipe.errors import InputError, SourceError
 
 
 @contextlib.contextmanager
@@ -51,22 +52,30 @@ class Listing:
     Parameters
     ----------
     path : path, optional
-        Of an Arrow file; one that cannot be read is as none. None keeps nothing.
+        Of a checksum and an Arrow file; one that cannot be read is as none, with a warning. None keeps nothing.
+
+    Raises
+    ------
+    InputError
+        If `path` is no path of a file.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = None if path is None else Path(path)
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise InputError(
+                f"listing={path!r} must be the path of a file, which is made if it is not there."
+            )
+        self.path = None if path is None else Path(path).expanduser()
         self._known: dict[str, tuple[Stamp, bytes]] = {}
         self._changed = False
-        if self.path is not None and self.path.exists():
-            try:
-                with pa.memory_map(str(self.path)) as file:
-                    rows = pa.ipc.open_file(file).read_all().to_pydict()
-            except (OSError, pa.ArrowException) as err:
-                warnings.warn(f"{self.path} is not read: {err}. It is written anew.", stacklevel=2)
-                return
-            stamps = zip(rows["size"], rows["written"], strict=True)
-            self._known = dict(zip(rows["path"], zip(stamps, rows["footer"], strict=True), strict=True))
+        if self.path is None or not self.path.exists():
+            return
+        if not self.path.is_file():
+            raise InputError(f"listing={str(path)!r} is there and is no file. Give the path of a file.")
+        try:
+            self._known = _listed(self.path)
+        except (OSError, pa.ArrowException, ValueError) as err:
+            warnings.warn(f"{self.path} is not read: {err}. It is written anew.", stacklevel=2)
 
     def find(self, path: str, stamp: Stamp) -> Footer | None:
         """Give the footer of a file that has not changed since."""
@@ -86,26 +95,59 @@ class Listing:
         self._changed = True
 
     def save(self) -> None:
-        """Write what is new, whole or not at all."""
+        """Write what is new, whole or not at all.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
         if self.path is None or not self._changed:
             return
         table = pa.table(
             {
-                "path": list(self._known),
+                "path": pa.array(self._known, pa.string()),
                 "size": pa.array([stamp[0] for stamp, _ in self._known.values()], pa.int64()),
                 "written": pa.array([stamp[1] for stamp, _ in self._known.values()], pa.int64()),
                 "footer": pa.array([footer for _, footer in self._known.values()], pa.binary()),
             }
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+                content = memoryview(sink.getvalue())
+                temporary.write_bytes(_checksum(content) + content)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as err:
+            raise InputError(
+                f"listing={str(self.path)!r} cannot be written: {err.strerror or err}. Give the path of a file in a "
+                "folder that you may write, or leave listing= out."
+            ) from err
         self._changed = False
+
+
+#: Arrow's own files have none: a flipped bit would pass for a footer that is broken, or worse, is not.
+_CHECKSUM_NBYTES = 32
+
+
+def _checksum(content: memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_NBYTES).digest()
+
+
+def _listed(path: Path) -> dict[str, tuple[Stamp, bytes]]:
+    """Read what a listing has kept, by the path of each file."""
+    content = memoryview(path.read_bytes())
+    if content[:_CHECKSUM_NBYTES] != _checksum(content[_CHECKSUM_NBYTES:]):
+        raise ValueError("its checksum is wrong")
+    rows = pa.ipc.open_file(pa.py_buffer(content[_CHECKSUM_NBYTES:])).read_all().to_pydict()
+    stamps = zip(rows["size"], rows["written"], strict=True)
+    return dict(zip(rows["path"], zip(stamps, rows["footer"], strict=True), strict=True))
 
 
 def read_footers(
@@ -134,6 +176,10 @@ def _footer(path: str, storage_options: dict[str, Any], on_corrupt: str, listing
         listing.keep(path, footer)
         return footer
     except (OSError, pa.ArrowException) as err:
+        if isinstance(err, FileNotFoundError) and on_corrupt != "skip":
+            raise SourceError(
+                f"There is no file {path}. Check its name, or leave it out of the source."
+            ) from err
         what = f"{path} cannot be read as Parquet: {scrubbed(err, storage_options)}"
         if on_corrupt == "skip":
             warnings.warn(f"{what} The file is left out.", stacklevel=2)

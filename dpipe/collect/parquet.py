@@ -69,9 +69,8 @@ class ParquetReader:
         SourceError
             As `read` does.
         """
-        if not is_remote(
-            block.path
-        ):  # it would be one more request; reading a changed object is found out after it
+        # of an object it would be one more request; that it changed is found out after reading it
+        if not is_remote(block.path):
             self._check_unchanged(block)
         try:
             found, table = retried(self._decoded, block, wanted, path=block.path)
@@ -112,11 +111,17 @@ class ParquetReader:
             return
         try:
             now = stamp_of(block.path, self.storage_options)
-        except OSError as err:
+        except FileNotFoundError as err:
             said = err.strerror or scrubbed(err, self.storage_options)
             raise SourceError(
                 f"{block.path} has changed since it was listed: it is gone ({said}). Put it "
                 "back, or list the source anew, and run again; the other files are not affected."
+            ) from err
+        except OSError as err:
+            said = scrubbed(err.strerror or err, self.storage_options)
+            raise SourceError(
+                f"{block.path}: whether it has changed since it was listed cannot be told: {said}. Make it readable "
+                "again, or list the source anew, and run again; the other files are not affected."
             ) from err
         if now != block.stamp:
             raise SourceError(
@@ -233,7 +238,7 @@ def read_parquet(
     """
     if on_corrupt not in ("raise", "skip"):
         raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
-    options = dict(storage_options or {})
+    options = storage_options or {}
     paths = find_files(source, options, ".parquet")
     kept = listing if isinstance(listing, Listing) else Listing(listing)
     paths, footers = read_footers(paths, options, on_corrupt, kept)
@@ -250,7 +255,7 @@ def read_parquet(
         for block in blocks_of_file(path, footer, types, limit)
     ]
     texts = tuple(f.name for f in types if pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
-    reader = ParquetReader(types, texts, options, on_corrupt)
+    reader = ParquetReader(types, texts, dict(options), on_corrupt)
     return dd.from_map(
         reader,
         blocks,

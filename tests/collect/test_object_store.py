@@ -13,6 +13,7 @@ from sklearn.linear_model import LinearRegression
 
 import dpipe
 from dpipe.collect.files import retried, scrubbed
+from dpipe.collect.parquet import ParquetReader
 from dpipe.errors import SourceError
 from tests.collect.object_store import BUCKET, KEY, SECRET, Store, faulty, object_store
 
@@ -93,6 +94,23 @@ def test_an_outage_names_the_file(store, folder):
     assert SECRET not in str(caught.value)
 
 
+def test_an_outage_after_the_last_byte_is_not_called_a_change(store, folder, monkeypatch):
+    outage = []
+    decoded = ParquetReader._decoded
+
+    def going_out(*arguments):
+        found = decoded(*arguments)
+        outage.append(True)
+        return found
+
+    monkeypatch.setattr(ParquetReader, "_decoded", going_out)
+    with faulty(store, lambda number: "503" if outage else "") as proxy:
+        options = Store.options_at(proxy.endpoint, retries={"max_attempts": 1})
+        rows = dpipe.read_parquet(folder, storage_options=options)
+        with pytest.raises(SourceError, match=r"0\.parquet: whether it has changed.* cannot be told"):
+            rows.partitions[0].compute(scheduler="sync")
+
+
 def test_an_object_that_changed_is_noticed(store, folder):
     rows = dpipe.read_parquet(folder, storage_options=store.options)
     # as many bytes as before, and another content
@@ -157,6 +175,16 @@ def test_credentials_are_nowhere(store, folder, tmp_path, capfd):
     said += [str(caught.value), *getattr(caught.value, "__notes__", []), *capfd.readouterr()]
     assert not [text for text in said if SECRET in text or KEY in text]
     assert not files_with(tmp_path, [SECRET, KEY])
+
+
+def test_a_missing_object_is_named(store):
+    with pytest.raises(SourceError, match=r"There is no file s3://rows/nothing\.parquet"):
+        dpipe.read_parquet(f"s3://{BUCKET}/nothing.parquet", storage_options=store.options)
+
+
+def test_an_option_that_s3_does_not_know(store, folder):
+    with pytest.raises(SourceError, match="cannot be listed.*'bogus'.*storage_options"):
+        dpipe.read_parquet(folder, storage_options={**store.options, "bogus": 1})
 
 
 def test_wrong_credentials_are_not_repeated(store, folder):
