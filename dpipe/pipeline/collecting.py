@@ -32,6 +32,9 @@ from dpipe.monitor.session import Session
 from dpipe.pipeline.stages import Stage
 from dpipe.sizes import counted
 
+#: Files that a report names as drifted.
+_MOST_DRIFTED = 10
+
 
 @dataclass
 class Contracted:
@@ -189,11 +192,20 @@ def begin_collect(stage: Stage, session: Session) -> None:
     if asked.frozen is not None:
         write_contract(asked.frozen, contract_path(asked.workdir, asked.name))
     if asked.files is not None:
-        found = drift(asked.files, storage_options=asked.storage_options)
-        if found.found:
-            session.note(f"{asked.name}: {found}")
+        _tell_of_drift(asked, session)
     if asked.quarantine is not None:
         asked.quarantine.keep_only(asked.blocks)
+
+
+def _tell_of_drift(asked: Contracted, session: Session) -> None:
+    found = drift(asked.files, storage_options=asked.storage_options)
+    drifted = [file for file in found.files if file.changes]
+    for file in drifted[:_MOST_DRIFTED]:
+        session.note(f"{asked.name}: {file.path} differs from the other files: {'; '.join(file.changes)}.")
+    if len(drifted) > _MOST_DRIFTED:
+        session.note(
+            f"{asked.name}: {len(drifted) - _MOST_DRIFTED:,} more files differ from the others; dpipe.drift tells how."
+        )
 
 
 def count_refused(stages: Sequence[Stage], session: Session, rows: Mapping[int, int]) -> None:
