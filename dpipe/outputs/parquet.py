@@ -203,7 +203,8 @@ def _commit(
     if n_rows is not None and total != n_rows:
         raise OutputError(f"{folder}: {total:,} rows were written of {n_rows:,}. Write it again.")
     names = {entry.name for entry in entries}
-    for path in folder.glob("part-*.parquet"):
+    leftovers = folder.glob(".part-*.tmp")  # of a call that was killed while it wrote them
+    for path in (*leftovers, *folder.glob("part-*.parquet")):
         if path.name not in names:
             path.unlink()
     write_manifest(folder, entries, keys, rows=total)

@@ -95,6 +95,7 @@ def test_a_killed_call_goes_on(after_s, tmp_path):
         process.send_signal(signal.SIGKILL)
     with pytest.raises(OutputError, match="was not finished"):
         verify(folder)
+    (folder / ".part-00019.parquet.0123abcd.tmp").write_bytes(b"PAR1 half of a file")
     there = {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*.parquet")}
     assert there
     subprocess.run([sys.executable, str(program)], check=True, stdout=subprocess.DEVNULL)
