@@ -16,6 +16,7 @@ from dask._task_spec import convert_legacy_graph  # parts of Dask still write gr
 from dask.base import flatten
 from dask.task_spec import DataNode, GraphNode, Task
 
+from dpipe.blocks.flows import tell_again
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import plain_strings
@@ -144,6 +145,7 @@ class ScratchLoad:
     def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
         """Map it."""
         block: ScratchBlock = inputs["scratch"]
+        tell_again(block.flows)
         return block.rows()
 
 

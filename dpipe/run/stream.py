@@ -6,6 +6,7 @@ from typing import Any
 
 from dask.task_spec import List, TaskRef
 
+from dpipe.blocks.flows import counting
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.table import n_rows
@@ -73,7 +74,7 @@ def add_stream(
         load, needs, at = inputs[i].load, inputs[i].needs, inputs[i].at
         if keeping is not None:
             if i not in kept:
-                arguments = load, needs, at, keeping, TaskRef(known), folder, graph.token, gate
+                arguments = load, needs, at, keeping, TaskRef(known), folder, graph.token, i, gate
                 kept[i] = graph.add_block(f"{name}-keep", i, keep_block, *arguments)
             load, needs = ScratchLoad(), List(TaskRef(kept[i]))
         extra = given[i] if given else None
@@ -130,9 +131,11 @@ def _prepare_block(
 ) -> tuple[Rows | None, Tally]:
     started = time.time()
     keep_freed()
-    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    epoch, i = position
+    with counting(i) as flows:
+        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     prepared = prepare(rows, known, position, given) if n_rows(rows.X) else None
-    tally = Tally.of(rows, started)
+    tally = Tally.of(rows, started, {} if epoch else flows)
     del rows
     trim(tally.nbytes)
     return prepared, tally
