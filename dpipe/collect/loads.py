@@ -20,6 +20,7 @@ from dpipe.blocks.flows import tell_again
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import plain_strings
+from dpipe.collect.csv import CsvBlock
 from dpipe.collect.parquet import BlockSpec, ParquetReader
 from dpipe.errors import SourceError
 
@@ -82,8 +83,8 @@ class GraphLoad:
         return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
 
     @property
-    def files(self) -> tuple[BlockSpec, ...]:
-        """The parts of Parquet files that its own tasks read."""
+    def files(self) -> tuple[BlockSpec | CsvBlock, ...]:
+        """The parts of files that its own tasks read."""
         return tuple(block for task in self.tasks.values() for block in _specs(task))
 
     def _told(self) -> str:
@@ -96,9 +97,9 @@ class GraphLoad:
         )
 
 
-def _specs(part: Any) -> Iterator[BlockSpec]:
+def _specs(part: Any) -> Iterator[BlockSpec | CsvBlock]:
     """Find the parts of files that a task reads."""
-    if isinstance(part, BlockSpec):
+    if isinstance(part, BlockSpec | CsvBlock):
         yield part
     elif isinstance(part, Task):
         for each in (*part.args, *part.kwargs.values()):
