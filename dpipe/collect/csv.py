@@ -16,6 +16,7 @@ from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import read_block
 
+from dpipe.collect.block_list import BlockList
 from dpipe.collect.files import Stamp, check_unchanged, find_files, is_remote, retried, scrubbed, stamp_of
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, parse_bytes
@@ -149,7 +150,7 @@ def _stamped(frame: dd.DataFrame, storage_options: dict[str, Any]) -> dd.DataFra
         blocks.append(CsvBlock(path, start, n_bytes, ends, file.compression, tuple(part), stamps[path]))
     reader = CsvReader(found.operand("func"), storage_options)
     return dd.from_map(
-        reader, blocks, meta=found.operand("user_meta"), label="read-csv", enforce_metadata=False
+        reader, BlockList(blocks), meta=found.operand("user_meta"), label="read-csv", enforce_metadata=False
     )
 
 

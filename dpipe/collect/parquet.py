@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dpipe.blocks.table import table_to_pandas
+from dpipe.collect.block_list import BlockList
 from dpipe.collect.files import UNSTAMPED, Stamp, check_unchanged, find_files, is_remote, retried, scrubbed
 from dpipe.collect.footers import Footer, Listing, parquet_file, read_footers
 from dpipe.errors import InputError, SourceError
@@ -244,7 +245,7 @@ def read_parquet(
     reader = ParquetReader(types, texts, dict(options), on_corrupt)
     return dd.from_map(
         reader,
-        blocks,
+        BlockList(blocks),
         meta=types.empty_table().to_pandas(),
         label="read-parquet",
         enforce_metadata=False,
