@@ -38,6 +38,8 @@ class PassPlan:
     """What it keeps on disk between its readings, and where; or why it does not."""
     scratch_nbytes: int | None = None
     """Size of that at most, in bytes; None if there is none, or not known."""
+    order: tuple[str, ...] = ()
+    """In which order a learner sees the data, where it is not as stored."""
 
     @property
     def readings(self) -> str:
@@ -138,7 +140,7 @@ def _html_cells(step: PassPlan) -> tuple[str, ...]:
         step.way + (f", {step.readings}" if step.readings else ""),
         "\n".join(step.fits),
         "\n".join(step.collects),
-        "\n".join([step.why, *step.rules, *([step.scratch] if step.scratch else [])]),
+        "\n".join([step.why, *step.rules, *step.order, *([step.scratch] if step.scratch else [])]),
         _reads(step),
         "" if step.projected_nbytes is None else format_bytes(step.projected_nbytes),
     )
@@ -158,6 +160,7 @@ def _pass_lines(step: PassPlan) -> list[str]:
         ("collects", step.collects),
         ("why", (step.why,)),
         ("saved by", step.rules),
+        ("order", step.order),
         ("keeps", (step.scratch,) if step.scratch else ()),
     ):
         for i, text in enumerate(texts):

@@ -22,9 +22,10 @@ import dpipe
 from dpipe.blocks.statistics import Moments
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError
+from dpipe.families.epochs import Epochs
 from dpipe.run.graph import GraphBuilder, add_inputs
 from dpipe.run.scan import add_scan
-from dpipe.run.stream import add_stream
+from dpipe.run.stream import Feed, add_stream
 from tests.helpers import raise_if_computes
 
 NUMBERS = ["a", "b"]
@@ -136,17 +137,8 @@ def test_a_stream_keeps_its_window():
     source = open_source(da.ones((240, 2), chunks=(10, 2)))
     graph = GraphBuilder("window")
     known = graph.add("known", int)
-    key = add_stream(
-        graph,
-        add_inputs(graph, source),
-        prepare,
-        lambda known: 0,
-        learn,
-        known,
-        name="pass",
-        epochs=2,
-        window=3,
-    )
+    feed = Feed(graph, add_inputs(graph, source), known, "pass", Epochs(2).visits(24), 3, prepare)
+    key = add_stream(feed, lambda known: 0, learn)
     Delayed(key, graph.tasks).compute(scheduler="threads", num_workers=8)
     assert learned == [(epoch, i) for epoch in range(2) for i in range(24)]
     # three in flight, and one more between the end of a step and the note that it has ended

@@ -1,6 +1,7 @@
 """What learns in order, block after block, by `partial_fit`: SGD, perceptrons, mini-batches."""
 
 import copy
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -84,6 +85,23 @@ def learn(learner: Estimator, classes: np.ndarray | None, rows: Rows, position: 
         said = textwrap.shorten(str(err), 300, placeholder=" ...")  # scikit-learn may print a whole block
         raise InputError(f"{type(learner).__name__}, block {position[1]}: {said}") from err
     return learner.set_params(**kept)
+
+
+def learner_nbytes(estimator: Estimator, width: int) -> int:
+    """Estimate what a learner of so many columns takes while it learns, in bytes: its weights, and copies of them.
+
+    Classes are found later, so that one output is counted; of what is not known, nothing is.
+    """
+    if isinstance(estimator, MLPClassifier | MLPRegressor):
+        hidden = np.atleast_1d(estimator.hidden_layer_sizes).tolist()
+        layers = [width, *hidden, 1]
+        # beside the weights: gradients, updates and two moments of each
+        n_floats = 5 * sum((a + 1) * b for a, b in itertools.pairwise(layers))
+    else:
+        rows = getattr(estimator, "n_clusters", None) or getattr(estimator, "n_components", None)
+        n_floats = (width + 1) * (rows if isinstance(rows, int) else 1)
+    # each step learns on a copy, and leaves the learner that it was given
+    return 8 * 2 * n_floats
 
 
 def _seed(position: tuple[int, int]) -> int:

@@ -142,16 +142,17 @@ class Recorded:
 
     def stream(
         self,
-        inputs: Sequence[Input],
+        blocks: Sequence[str],
         name: str,
-        epochs: int,
         freeze: Callable[[Any], bytes],
         thaw: Callable[[bytes, Any], Any],
     ) -> StreamPages | None:
-        """Give the pages of an ordered pass; `freeze` and `thaw` turn a learner into bytes and back."""
+        """Give the pages of an ordered pass, of the fingerprint of what is learned in each step.
+
+        `freeze` and `thaw` turn a learner into bytes and back.
+        """
         if not self.works:
             return None
-        blocks = [each.key for _ in range(epochs) for each in inputs]
         saving = Saving(self._ledger.pen, freeze)
         pages = StreamPages.of(saving, self.history, blocks, self._ledger.find, thaw)
         self.history = joined(self.history, pages.keys[-1])

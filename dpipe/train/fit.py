@@ -2,14 +2,12 @@
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 from dask.task_spec import TaskRef
@@ -25,18 +23,14 @@ from dpipe.composites import catalog as composites
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
 from dpipe.families.compose import Walk, walk
+from dpipe.families.epochs import Epochs
 from dpipe.families.expression import RAW
-from dpipe.families.gradient import foreseen_order, foresees
 from dpipe.families.program import (
     Collector,
     Keeper,
     Known,
-    Preparer,
     ProgramPass,
-    Starter,
     finish_pass,
-    finish_stream,
-    learn,
 )
 from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta
@@ -50,9 +44,9 @@ from dpipe.run.keep import add_keep, kept_inputs
 from dpipe.run.recorded import Recorded, recalled_root
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
-from dpipe.run.stream import add_stream
 from dpipe.sizes import parse_bytes
-from dpipe.train.resume import freeze, recorded_fit, thaw
+from dpipe.train.resume import recorded_fit
+from dpipe.train.stream import Learning
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
 assert composites.COMPOSITES, "and so do the composites"
@@ -65,7 +59,7 @@ class Prepared:
     source: Source
     program: Program
     place: Place
-    epochs: int
+    epochs: Epochs
 
     @property
     def plan(self) -> Plan:
@@ -83,18 +77,17 @@ def prepare(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    epochs: int = 1,
+    epochs: int | Epochs = 1,
     memory: int | str | None = None,
     client: Client | None = None,
     workers: int | None = None,
 ) -> Prepared:
     """Check the input of a fit and plan it; nothing is computed."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
-        raise InputError(f"epochs must be an integer of at least 1, got {epochs!r}.")
     if isinstance(estimator, type):
         raise InputError(
             f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}()."
         )
+    seen = Epochs.of(epochs)
     budget = None if memory is None else parse_bytes(memory)
     source = open_source(X, y, sample_weight)
     meta = Meta(
@@ -108,8 +101,8 @@ def prepare(
     _check_target(tree, source)
     _check_list(tree, X)
     place = find_place(client, budget, source.n_blocks, workers)
-    program, place = _fitting_program(tree, _shape(source), place, int(epochs))
-    return Prepared(source, program, place, int(epochs))
+    program, place = _fitting_program(tree, _shape(source), place, seen)
+    return Prepared(source, program, place, seen)
 
 
 def _check_list(tree: Walk, X: Any) -> None:
@@ -159,7 +152,7 @@ def _shape(source: Source) -> DataShape:
     )
 
 
-def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: int) -> tuple[Program, Place]:
+def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: Epochs) -> tuple[Program, Place]:
     """Plan with as many threads as the budget allows, where it is ours to choose them."""
     while True:
         folder = scratch_folder()
@@ -187,7 +180,7 @@ def _window(place: Place) -> int:
 def _token(prepared: Prepared) -> str:
     source, program = prepared.source, prepared.program
     estimator = program.walk.fits[program.walk.root].estimator
-    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
+    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs.identity)
 
 
 def _build(
@@ -215,9 +208,9 @@ def _add_pass(
     recorded: Recorded | None,
 ) -> Any:
     # no dash before the number: Dask would take all that follows for a hash, and all tasks for alike
-    held = graph.hold(f"pass{number}", step)
-    finish = f"pass{number}-finish"
     if step.learner is None:
+        held = graph.hold(f"pass{number}", step)
+        finish = f"pass{number}-finish"
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
         inputs = _inputs(graph, prepared, step, before, recorded, with_X=with_X)[step.sampled]
@@ -226,24 +219,11 @@ def _add_pass(
         merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots, pages=pages)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     inputs = _inputs(graph, prepared, step, before, recorded)
-    title = f"pass {number}"
-    streamed = None if recorded is None else recorded.stream(inputs, title, prepared.epochs, freeze, thaw)
-    learned = add_stream(
-        graph,
-        inputs,
-        Preparer(step),
-        Starter(step.learner.index),
-        learn,
-        known,
-        name=f"pass{number}-stream",
-        epochs=prepared.epochs,
-        window=_window(prepared.place),
-        given=_learning_orders(graph, step.learner.estimator, prepared.source.rows, f"pass{number}-order"),
-        keep=Keeper(step) if step.scratch else None,
-        folder=step.scratch,
-        pages=streamed,
-    )
-    return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
+    return _learning(prepared, step, number).add(graph, inputs, known, recorded)
+
+
+def _learning(prepared: Prepared, step: ProgramPass, number: int) -> Learning:
+    return Learning(step, number, prepared.epochs, prepared.source.rows, _window(prepared.place))
 
 
 def _inputs(
@@ -261,17 +241,6 @@ def _inputs(
     if recorded is None:
         return inputs
     return recorded.keyed(inputs, {key: task for key, task in graph.tasks.items() if key not in shared})
-
-
-def _learning_orders(
-    graph: GraphBuilder, estimator: Estimator, rows: Sequence[int | None], name: str
-) -> list[Any]:
-    """Add tasks that find a learner's order for the lengths that several blocks have; give each block's."""
-    lengths = Counter(rows)
-    # for other lengths it costs as much as it saves
-    repeated = [n for n, times in lengths.items() if n is not None and times > 2]
-    found = {n: graph.add(name, foreseen_order, estimator, n) for n in repeated if foresees(estimator, n)}
-    return [None if n is None else found.get(n) for n in rows]
 
 
 def _estimator_of(known: Known, root: int) -> Estimator:
@@ -423,7 +392,7 @@ def plan(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    epochs: int = 1,
+    epochs: int | Epochs = 1,
     memory: int | str | None = None,
     client: Client | None = None,
 ) -> Plan:
@@ -457,7 +426,7 @@ def fit(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    epochs: int = 1,
+    epochs: int | Epochs = 1,
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -473,8 +442,8 @@ def fit(
         Of shape (n_samples, n_features). Arrays may have unknown row counts.
     y, sample_weight : series, array, or str, optional
         Of the same blocks as X, or the name of a column of X, so that all come from one read.
-    epochs : int, default 1
-        How often an estimator that learns in order (SGD) sees the data.
+    epochs : int or Epochs, default 1
+        How often an estimator that learns in order (SGD) sees the data; `dpipe.Epochs` also tells in which order.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional

@@ -7,6 +7,7 @@ import skops.io
 
 from dpipe.collect.source import Source
 from dpipe.families.compose import Walk
+from dpipe.families.epochs import Epochs
 from dpipe.families.model_file import open_model
 from dpipe.ledger.book import Ledger, Reading
 from dpipe.planner import needs_places
@@ -14,7 +15,12 @@ from dpipe.run.recorded import Recorded
 
 
 def recorded_fit(
-    ledger: Ledger | Reading, name: str, source: Source, tree: Walk, epochs: int, note: Callable[[str], None]
+    ledger: Ledger | Reading,
+    name: str,
+    source: Source,
+    tree: Walk,
+    epochs: Epochs,
+    note: Callable[[str], None],
 ) -> Recorded:
     """Look up in a ledger what is done of a fit already; see `dpipe.run.recorded.Recorded`."""
     steps = {f"the parameters of {fit.name}": fit.estimator for fit in tree.fits if fit.is_leaf}
@@ -23,7 +29,7 @@ def recorded_fit(
         "the estimator": tree.fits[tree.root].estimator,
         "the columns of X": source.names,
         "the target and the weights": [source.y is not None, source.w is not None],
-        "the number of epochs": epochs,
+        **epochs.identity,
     }
     return Recorded(ledger, name, parts, note, placed=needs_places(tree))
 

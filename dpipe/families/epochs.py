@@ -1,0 +1,190 @@
+"""`Epochs`: how estimators that learn in order see the data: how often, in which order, and until when."""
+
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from dpipe.blocks.order import Visit, mixed_rows, neighbours_apart, visits
+from dpipe.errors import InputError
+
+#: Rows of a made-up block, where mixing is told of and no length is known.
+_ANY_LENGTH = 10_000
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after an epoch.
+
+    Parameters
+    ----------
+    number : int
+        Counted from 1.
+    score : float
+        On the held-out rows; greater is better.
+    best : bool
+        Whether it is the best so far, by more than `tol`.
+    """
+
+    number: int
+    score: float
+    best: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Epochs:
+    """How estimators that learn in order (`partial_fit`) see the data; ``epochs=`` of `fit` and `Pipeline.train`.
+
+    Parameters
+    ----------
+    n : int, default 1
+        How often the data is seen, at most.
+    shuffle : {None, "blocks", "rows"}, default None
+        The order of an epoch: as stored; the blocks in random order; or also all rows of `mix` blocks at a time.
+        Each epoch has an order of its own, which the seed and the blocks alone decide, never the number of workers.
+        The plan tells how well rows are mixed, and what that takes.
+    mix : int, default 8
+        Blocks whose rows are mixed at a time. About twice as many are held in memory.
+    random_state : int, default 0
+        Seeds the order, and what is held out.
+    classes : sequence of labels, optional
+        Of a classifier. Given, they need not be found in a pass of their own; any other label is an error.
+    batch_size : int, default 32
+        Rows that are learned at a time by what has `train_on_batch`, as models of Keras have.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+
+    Examples
+    --------
+    >>> import dask.array as da, dpipe
+    >>> from sklearn.linear_model import SGDClassifier
+    >>> X = da.random.default_rng(0).normal(size=(400, 2), chunks=(50, 2))
+    >>> y = (X[:, 0] > 0).astype(int)
+    >>> fitted = dpipe.fit(SGDClassifier(), X, y, epochs=Epochs(3, shuffle="rows", mix=4))
+    >>> fitted.score(X.compute(), y.compute()) > 0.9
+    True
+    """
+
+    n: int = 1
+    shuffle: Literal["blocks", "rows"] | None = None
+    mix: int = 8
+    random_state: int = 0
+    classes: Sequence[Any] | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        _check_count("epochs", self.n)
+        _check_count("mix", self.mix)
+        _check_count("batch_size", self.batch_size)
+        if self.shuffle not in (None, "blocks", "rows"):
+            raise InputError(f"shuffle must be None, 'blocks' or 'rows', got {self.shuffle!r}.")
+        if not _is_integer(self.random_state) or self.random_state < 0:
+            raise InputError(
+                f"random_state must be an integer of at least 0, got {self.random_state!r}: the order must be the "
+                "same when a run is repeated."
+            )
+        if self.classes is not None and len(set(self.classes)) < 2:
+            raise InputError(
+                f"classes must name at least two labels, got {list(self.classes)!r}. Leave it out to have them found "
+                "in an earlier pass."
+            )
+
+    @classmethod
+    def of(cls, epochs: Any) -> "Epochs":
+        """Take a number of epochs for one that changes nothing else."""
+        return epochs if isinstance(epochs, Epochs) else cls(epochs)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result follows from, by what to call it."""
+        told = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "n" and getattr(self, field.name) != field.default
+        }
+        return {
+            "the number of epochs": int(self.n),
+            **{f"{name} of the epochs": value for name, value in told.items()},
+        }
+
+    def visits(self, n_blocks: int, epochs: range | None = None) -> list[Visit]:
+        """List what the learner is given, step by step."""
+        return [
+            visit
+            for epoch in (range(self.n) if epochs is None else epochs)
+            for visit in visits(
+                n_blocks, epoch, shuffle=self.shuffle, mix=self.mix, random_state=self.random_state
+            )
+        ]
+
+    def order(self, lengths: Sequence[int], epoch: int) -> Iterator[np.ndarray]:
+        """Give the order of the rows in an epoch, as they are learned.
+
+        Parameters
+        ----------
+        lengths : sequence of int
+            Rows of each block.
+        epoch : int
+            Counted from 0.
+
+        Yields
+        ------
+        numpy.ndarray
+            For each call of `partial_fit` the numbers of its rows, counted through all blocks.
+
+        Examples
+        --------
+        >>> [rows.tolist() for rows in Epochs(shuffle="blocks").order([2, 1, 3], epoch=0)]
+        [[3, 4, 5], [0, 1], [2]]
+        """
+        firsts = np.concatenate([[0], np.cumsum(lengths)])
+        for visit in self.visits(len(lengths), range(epoch, epoch + 1)):
+            given = [np.arange(firsts[block], firsts[block + 1]) for block in visit.blocks]
+            if visit.part is None:
+                rows = given[0]
+            else:
+                chosen = mixed_rows([len(each) for each in given], visit, self.random_state)[visit.part]
+                rows = np.concatenate(given)[chosen]
+            if len(rows):
+                yield rows
+
+    def n_held(self, n_blocks: int, window: int) -> int:
+        """Give the transformed blocks that are held at most, where a window of them is prepared ahead."""
+        if self.shuffle != "rows":
+            return window
+        # the blocks that are mixed, the next ones, and on both sides of the mixing those that are ahead
+        return 2 * min(self.mix, n_blocks) + 2 * window
+
+    def says(self, rows: Sequence[int | None], window: int) -> tuple[str, ...]:
+        """Say in words what a plan tells: the order, how well rows are mixed, and what that takes."""
+        n = len(rows)
+        if self.shuffle is None:
+            return ()
+        if self.shuffle == "blocks" or n < 2:
+            return (f"blocks in random order (seed {self.random_state}), another one each epoch",)
+        lengths = [_ANY_LENGTH if length is None else length for length in rows]
+        mix = min(self.mix, n)
+        apart, left = neighbours_apart(lengths, mix)
+        return (
+            f"blocks in random order, and all rows of {mix} of them at a time (seed {self.random_state}): "
+            f"{apart:.1%} of the rows follow one of another block ({neighbours_apart(lengths, n)[0]:.1%} if all were "
+            f"shuffled), {left:.1%} of the variance between blocks is left",
+            f"mixing takes no more readings, but holds up to {self.n_held(n, window)} transformed blocks, not {window}",
+        )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not _is_integer(value) or value < 1:
+        raise InputError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+OnEpoch = Callable[[Epoch], None]

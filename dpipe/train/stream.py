@@ -1,0 +1,92 @@
+"""Ordered passes of a fit: what a learner visits, in which order, and how far ahead of it blocks are prepared."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dask.task_spec import TaskRef
+
+from dpipe.blocks.rows import Tally
+from dpipe.families.epochs import Epochs
+from dpipe.families.gradient import foreseen_order, foresees
+from dpipe.families.program import (
+    Keeper,
+    Known,
+    Mixer,
+    Preparer,
+    ProgramPass,
+    Starter,
+    finish_stream,
+    learn,
+)
+from dpipe.families.registry import Estimator
+from dpipe.run.graph import GraphBuilder, Input
+from dpipe.run.recorded import Recorded
+from dpipe.run.stream import Feed, add_stream
+from dpipe.train.resume import freeze, thaw
+
+
+@dataclass(frozen=True)
+class Learning:
+    """An ordered pass, ready to be added to a graph."""
+
+    step: ProgramPass
+    number: int
+    """Of the pass, counted from 1."""
+    epochs: Epochs
+    rows: tuple[int | None, ...]
+    """Of each block, where known."""
+    window: int
+    """Blocks that are prepared ahead of the learner."""
+
+    def add(self, graph: GraphBuilder, inputs: Sequence[Input], known: Any, recorded: Recorded | None) -> Any:
+        """Add all epochs of the pass; give the key of the `Known` after it."""
+        feed = self.feed(graph, inputs, known)
+        title = f"pass {self.number}"
+        pages = None if recorded is None else recorded.stream(feed.keys(), title, freeze, thaw)
+        assert self.step.learner is not None
+        learned = add_stream(feed, Starter(self.step.learner.index), learn, pages=pages)
+        held = graph.hold(f"pass{self.number}", self.step)
+        counted = self.epochs.shuffle is None
+        finish = f"pass{self.number}-finish"
+        return graph.add(finish, finish_learning, held, TaskRef(known), TaskRef(learned), counted)
+
+    def feed(
+        self, graph: GraphBuilder, inputs: Sequence[Input], known: Any, epochs: range | None = None
+    ) -> Feed:
+        """Give what prepares the blocks of some epochs."""
+        step = self.step
+        assert step.learner is not None
+        mixed = self.epochs.shuffle == "rows"
+        return Feed(
+            graph,
+            inputs,
+            known,
+            f"pass{self.number}-stream",
+            self.epochs.visits(len(inputs), epochs),
+            self.window,
+            Preparer(step, mixed=mixed),
+            mix=Mixer(step) if mixed else None,
+            random_state=self.epochs.random_state,
+            given=_learning_orders(graph, step.learner.estimator, self.rows, f"pass{self.number}-order"),
+            keep=Keeper(step) if step.scratch else None,
+            folder=step.scratch,
+        )
+
+
+def finish_learning(step: ProgramPass, known: Known, learned: tuple[Any, Tally], counted: bool) -> Known:
+    """Finish an ordered pass; blocks in another order than theirs tell no places of rows."""
+    state, tally = learned
+    return finish_stream(step, known, (state, tally if counted else replace(tally, lengths=())))
+
+
+def _learning_orders(
+    graph: GraphBuilder, estimator: Estimator, rows: Sequence[int | None], name: str
+) -> list[Any]:
+    """Add tasks that find a learner's order for the lengths that several blocks have; give each block's."""
+    lengths = Counter(rows)
+    # for other lengths it costs as much as it saves
+    repeated = [n for n, times in lengths.items() if n is not None and times > 2]
+    found = {n: graph.add(name, foreseen_order, estimator, n) for n in repeated if foresees(estimator, n)}
+    return [None if n is None else found.get(n) for n in rows]
