@@ -40,6 +40,8 @@ class Fit:
     """Output columns of each part, where they are known beforehand."""
     weighted: bool = False
     """Whether it is given the weights of the rows."""
+    classes: tuple[Any, ...] | None = None
+    """The labels that it will meet, where they are given beforehand."""
 
 
 @dataclass(frozen=True)

@@ -248,11 +248,14 @@ class Starter:
 
 
 def learn(
-    learner: tuple[Estimator, np.ndarray | None], rows: Rows, position: tuple[int, int]
+    learner: tuple[Estimator, np.ndarray | None],
+    rows: Rows,
+    position: tuple[int, int],
+    **how: Any,
 ) -> tuple[Estimator, np.ndarray | None]:
-    """Learn one block."""
+    """Learn one block; `how` are the options of `gradient.learn`."""
     estimator, classes = learner
-    return gradient.learn(estimator, classes, rows, position), classes
+    return gradient.learn(estimator, classes, rows, position, **how), classes
 
 
 def finish_pass(step: ProgramPass, known: Known, collected: PassState | None) -> Known:
@@ -286,7 +289,8 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
             with _arrays():
                 estimator = finish_composite(fit, children, stats)
         elif fit.way.kind == "stream":
-            return replace(known, starts={**known.starts, fit.index: gradient.start(fit.estimator, stats)})
+            started = gradient.start(fit.estimator, stats, fit.classes)
+            return replace(known, starts={**known.starts, fit.index: started})
         elif fit.way.kind == "refine":
             return replace(known, starts={**known.starts, fit.index: tuple(stats)})
         else:

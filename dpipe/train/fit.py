@@ -46,7 +46,7 @@ from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.sizes import parse_bytes
 from dpipe.train.resume import recorded_fit
-from dpipe.train.stream import Learning
+from dpipe.train.stream import Learning, told_classes
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
 assert composites.COMPOSITES, "and so do the composites"
@@ -98,6 +98,7 @@ def prepare(
         one_dimensional=source.one_dimensional,
     )
     tree = walk(estimator, meta, weighted=source.w is not None)
+    tree = told_classes(tree, seen)
     _check_target(tree, source)
     _check_list(tree, X)
     place = find_place(client, budget, source.n_blocks, workers)
@@ -122,7 +123,7 @@ def _check_target(tree: Walk, source: Source) -> None:
                 f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
                 "array, or the name of a column of X."
             )
-        if fit.way.needs_y and is_regressor(fit.estimator):
+        if fit.way.needs_y and hasattr(fit.estimator, "__sklearn_tags__") and is_regressor(fit.estimator):
             _check_numbers(type(fit.estimator).__name__, source.y)
 
 

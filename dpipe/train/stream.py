@@ -1,15 +1,19 @@
 """Ordered passes of a fit: what a learner visits, in which order, and how far ahead of it blocks are prepared."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dask.task_spec import TaskRef
 
 from dpipe.blocks.rows import Tally
+from dpipe.errors import InputError
+from dpipe.families.compose import Walk
 from dpipe.families.epochs import Epochs
 from dpipe.families.gradient import foreseen_order, foresees
+from dpipe.families.learner_calls import takes
 from dpipe.families.program import (
     Keeper,
     Known,
@@ -46,11 +50,18 @@ class Learning:
         title = f"pass {self.number}"
         pages = None if recorded is None else recorded.stream(feed.keys(), title, freeze, thaw)
         assert self.step.learner is not None
-        learned = add_stream(feed, Starter(self.step.learner.index), learn, pages=pages)
+        learned = add_stream(feed, Starter(self.step.learner.index), self.how_to_learn, pages=pages)
         held = graph.hold(f"pass{self.number}", self.step)
         counted = self.epochs.shuffle is None
         finish = f"pass{self.number}-finish"
         return graph.add(finish, finish_learning, held, TaskRef(known), TaskRef(learned), counted)
+
+    @property
+    def how_to_learn(self) -> Callable[..., Any]:
+        """What learns one block."""
+        return partial(
+            learn, batch_size=self.epochs.batch_size, check_classes=self.epochs.classes is not None
+        )
 
     def feed(
         self, graph: GraphBuilder, inputs: Sequence[Input], known: Any, epochs: range | None = None
@@ -73,6 +84,31 @@ class Learning:
             keep=Keeper(step) if step.scratch else None,
             folder=step.scratch,
         )
+
+
+def told_classes(tree: Walk, epochs: Epochs) -> Walk:
+    """Tell classifiers that learn in order the classes that are given, so that none must be found.
+
+    Raises
+    ------
+    InputError
+        If classes are given, but nobody takes them.
+    """
+    if epochs.classes is None:
+        return tree
+    classes = tuple(epochs.classes)
+    fits = [
+        replace(fit, classes=classes, wants=())
+        if fit.way.kind == "stream" and takes(fit.estimator, "classes")
+        else fit
+        for fit in tree.fits
+    ]
+    if not any(fit.classes for fit in fits):
+        raise InputError(
+            f"classes={list(classes)!r} are given, but no classifier of {tree.fits[tree.root].name} learns in order. "
+            "Leave them out."
+        )
+    return replace(tree, fits=tuple(fits))
 
 
 def finish_learning(step: ProgramPass, known: Known, learned: tuple[Any, Tally], counted: bool) -> Known:

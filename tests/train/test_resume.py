@@ -89,11 +89,11 @@ def test_a_stream_goes_on_from_its_last_record(learner, tmp_path, monkeypatch):
 
     learn, seen = program.learn, []
 
-    def failing(held, rows, position):
+    def failing(held, rows, position, **how):
         seen.append(position)
         if position == (1, 1):
             raise RuntimeError("the power is gone")
-        return learn(held, rows, position)
+        return learn(held, rows, position, **how)
 
     monkeypatch.setattr("dpipe.train.stream.learn", failing)
     with pytest.raises(RuntimeError, match="power"):

@@ -163,11 +163,11 @@ def test_a_shuffled_stream_goes_on_from_its_last_record(epochs, tmp_path, monkey
 
     learn, seen = program.learn, []
 
-    def failing(held, rows, position):
+    def failing(held, rows, position, **how):
         seen.append(position)
         if len(seen) == 10:
             raise RuntimeError("the power is gone")
-        return learn(held, rows, position)
+        return learn(held, rows, position, **how)
 
     monkeypatch.setattr("dpipe.train.stream.learn", failing)
     workdir = tmp_path / "run"
