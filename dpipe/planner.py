@@ -439,7 +439,8 @@ def _projected(
         source = step.learner.source
         blocks = epochs.n_held(len(shape.rows), resources.window)
         held = rows * (_own_nbytes(source, walk, shape) + shape.target_nbytes) * blocks
-        held += learner_nbytes(step.learner.estimator, _width(source, walk, shape))
+        learner = learner_nbytes(step.learner.estimator, _width(source, walk, shape))
+        held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
     return int(resources.reserved + resources.threads * rows * (read + made) + held)

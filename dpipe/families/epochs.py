@@ -1,5 +1,6 @@
 """`Epochs`: how estimators that learn in order see the data: how often, in which order, and until when."""
 
+import itertools
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -9,6 +10,7 @@ import numpy as np
 
 from dpipe.blocks.order import Visit, mixed_rows, neighbours_apart, visits
 from dpipe.errors import InputError
+from dpipe.sizes import counted
 
 #: Rows of a made-up block, where mixing is told of and no length is known.
 _ANY_LENGTH = 10_000
@@ -49,6 +51,12 @@ class Epochs:
         Blocks whose rows are mixed at a time. About twice as many are held in memory.
     random_state : int, default 0
         Seeds the order, and what is held out.
+    average : int, optional
+        Deal the blocks to so many learners, which learn side by side and are averaged, weighted by their rows. For
+        SGD estimators, perceptrons and MLPs. This number is a part of the answer; the number of workers is not: give
+        as many as there will be workers, or more. As many blocks are learned by one first, where the others start.
+    average_every : int, default 1
+        Blocks that each of them learns until they are averaged; they are at the end of an epoch, too.
     classes : sequence of labels, optional
         Of a classifier. Given, they need not be found in a pass of their own; any other label is an error.
     batch_size : int, default 32
@@ -74,6 +82,8 @@ class Epochs:
     shuffle: Literal["blocks", "rows"] | None = None
     mix: int = 8
     random_state: int = 0
+    average: int | None = None
+    average_every: int = 1
     classes: Sequence[Any] | None = None
     batch_size: int = 32
 
@@ -81,6 +91,9 @@ class Epochs:
         _check_count("epochs", self.n)
         _check_count("mix", self.mix)
         _check_count("batch_size", self.batch_size)
+        _check_count("average_every", self.average_every)
+        if self.average is not None:
+            _check_count("average", self.average)
         if self.shuffle not in (None, "blocks", "rows"):
             raise InputError(f"shuffle must be None, 'blocks' or 'rows', got {self.shuffle!r}.")
         if not _is_integer(self.random_state) or self.random_state < 0:
@@ -122,6 +135,34 @@ class Epochs:
             )
         ]
 
+    def rounds(self, visits: Sequence[Visit]) -> list[list[list[int]]]:
+        """Deal the steps of some whole epochs to the learners that are averaged.
+
+        Returns
+        -------
+        list of rounds
+            Each a list of what every learner does until they are averaged, as numbers of steps.
+
+        Examples
+        --------
+        >>> epochs = Epochs(average=2, average_every=2)
+        >>> epochs.rounds(epochs.visits(6))
+        [[[0, 1]], [[2, 4], [3, 5]]]
+        """
+        shards = self.average or 1
+        found: list[list[list[int]]] = []
+        for _, steps in itertools.groupby(range(len(visits)), key=lambda i: visits[i].epoch):
+            own = list(steps)
+            if visits[own[0]].epoch == 0 and shards > 1:
+                # the first steps are so long that the mean of several learners would keep more of them than one does
+                found.append([own[:shards]])
+                own = own[shards:]
+            size = shards * self.average_every
+            for first in range(0, len(own), size):
+                some = own[first : first + size]
+                found.append([some[shard::shards] for shard in range(shards)])
+        return found
+
     def order(self, lengths: Sequence[int], epoch: int) -> Iterator[np.ndarray]:
         """Give the order of the rows in an epoch, as they are learned.
 
@@ -153,8 +194,13 @@ class Epochs:
             if len(rows):
                 yield rows
 
+    def ahead(self, window: int) -> int:
+        """Give the blocks to prepare ahead: at least two for each learner."""
+        return max(window, 2 * (self.average or 1))
+
     def n_held(self, n_blocks: int, window: int) -> int:
         """Give the transformed blocks that are held at most, where a window of them is prepared ahead."""
+        window = self.ahead(window)
         if self.shuffle != "rows":
             return window
         # the blocks that are mixed, the next ones, and on both sides of the mixing those that are ahead
@@ -162,6 +208,15 @@ class Epochs:
 
     def says(self, rows: Sequence[int | None], window: int) -> tuple[str, ...]:
         """Say in words what a plan tells: the order, how well rows are mixed, and what that takes."""
+        said = [*self._says_order(rows, window)]
+        if self.average is not None:
+            said.append(
+                f"blocks are dealt to {self.average} learners, which are averaged after every "
+                f"{counted(self.average_every, 'block')} of each, and at the end of an epoch"
+            )
+        return tuple(said)
+
+    def _says_order(self, rows: Sequence[int | None], window: int) -> tuple[str, ...]:
         n = len(rows)
         if self.shuffle is None:
             return ()
@@ -174,7 +229,8 @@ class Epochs:
             f"blocks in random order, and all rows of {mix} of them at a time (seed {self.random_state}): "
             f"{apart:.1%} of the rows follow one of another block ({neighbours_apart(lengths, n)[0]:.1%} if all were "
             f"shuffled), {left:.1%} of the variance between blocks is left",
-            f"mixing takes no more readings, but holds up to {self.n_held(n, window)} transformed blocks, not {window}",
+            f"mixing takes no more readings, but holds up to {self.n_held(n, window)} transformed blocks, not "
+            f"{self.ahead(window)}",
         )
 
 

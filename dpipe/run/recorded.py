@@ -146,10 +146,11 @@ class Recorded:
         name: str,
         freeze: Callable[[Any], bytes],
         thaw: Callable[[bytes, Any], Any],
+        sizes: Sequence[int] | None = None,
     ) -> StreamPages | None:
         """Give the pages of an ordered pass, of the fingerprint of what is learned in each step.
 
-        `freeze` and `thaw` turn a learner into bytes and back.
+        `freeze` and `thaw` turn a learner into bytes and back; `sizes` are the blocks of each step, if not one.
         """
         if not self.works:
             return None
@@ -158,7 +159,9 @@ class Recorded:
         self.history = joined(self.history, pages.keys[-1])
         self.told()
         if pages.begun:
-            self._note(f"{self._name}: {_of_blocks(pages.begun, len(blocks))} of {name} on record.")
+            counts = [1] * len(blocks) if sizes is None else sizes
+            found = _of_blocks(sum(counts[: pages.begun]), sum(counts))
+            self._note(f"{self._name}: {found} of {name} on record.")
         return pages
 
     def result(self) -> Any:

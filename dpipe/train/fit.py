@@ -45,6 +45,7 @@ from dpipe.run.recorded import Recorded, recalled_root
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.sizes import parse_bytes
+from dpipe.train.average import check_average
 from dpipe.train.resume import recorded_fit
 from dpipe.train.stream import Learning, told_classes
 
@@ -99,6 +100,7 @@ def prepare(
     )
     tree = walk(estimator, meta, weighted=source.w is not None)
     tree = told_classes(tree, seen)
+    check_average(tree, seen)
     _check_target(tree, source)
     _check_list(tree, X)
     place = find_place(client, budget, source.n_blocks, workers)

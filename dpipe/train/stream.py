@@ -28,6 +28,7 @@ from dpipe.families.registry import Estimator
 from dpipe.run.graph import GraphBuilder, Input
 from dpipe.run.recorded import Recorded
 from dpipe.run.stream import Feed, add_stream
+from dpipe.train.average import add_averaged
 from dpipe.train.resume import freeze, thaw
 
 
@@ -46,15 +47,20 @@ class Learning:
 
     def add(self, graph: GraphBuilder, inputs: Sequence[Input], known: Any, recorded: Recorded | None) -> Any:
         """Add all epochs of the pass; give the key of the `Known` after it."""
-        feed = self.feed(graph, inputs, known)
-        title = f"pass {self.number}"
-        pages = None if recorded is None else recorded.stream(feed.keys(), title, freeze, thaw)
-        assert self.step.learner is not None
-        learned = add_stream(feed, Starter(self.step.learner.index), self.how_to_learn, pages=pages)
+        learned = self.add_epochs(self.feed(graph, inputs, known), recorded, f"pass {self.number}")
         held = graph.hold(f"pass{self.number}", self.step)
         counted = self.epochs.shuffle is None
         finish = f"pass{self.number}-finish"
         return graph.add(finish, finish_learning, held, TaskRef(known), TaskRef(learned), counted)
+
+    def add_epochs(self, feed: Feed, recorded: Recorded | None, title: str) -> Any:
+        """Add what a feed gives; give the key of the learner after it, and of what was read."""
+        assert self.step.learner is not None
+        start = Starter(self.step.learner.index)
+        if self.epochs.average is not None:
+            return add_averaged(feed, self.epochs, start, self.how_to_learn, recorded, title)
+        pages = None if recorded is None else recorded.stream(feed.keys(), title, freeze, thaw)
+        return add_stream(feed, start, self.how_to_learn, pages=pages)
 
     @property
     def how_to_learn(self) -> Callable[..., Any]:
@@ -76,7 +82,7 @@ class Learning:
             known,
             f"pass{self.number}-stream",
             self.epochs.visits(len(inputs), epochs),
-            self.window,
+            self.epochs.ahead(self.window),
             Preparer(step, mixed=mixed),
             mix=Mixer(step) if mixed else None,
             random_state=self.epochs.random_state,
