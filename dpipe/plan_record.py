@@ -12,7 +12,7 @@ class PassPlan:
 
     number: int
     way: str
-    """"merge" (blocks in any order), "refine" (the same, again and again) or "stream" (in order)."""
+    """"merge" (blocks in any order), "refine" (the same, again and again), "stream" (in order) or "score"."""
     fits: tuple[str, ...]
     """Estimators that are fitted when it ends."""
     collects: tuple[str, ...]
@@ -47,7 +47,10 @@ class PassPlan:
         if self.way == "refine":
             least = "" if self.epochs == self.most_epochs else f"{self.epochs} to "
             return f"{least}{self.most_epochs} readings"
-        return f"{self.epochs} epochs" if self.epochs > 1 else ""
+        if self.way == "score":
+            return f"{self.epochs} to {self.most_epochs} times" if self.most_epochs > self.epochs else ""
+        most = f" to {self.most_epochs}" if self.most_epochs > self.epochs else ""
+        return f"{self.epochs}{most} epochs" if self.epochs > 1 or most else ""
 
 
 @dataclass(frozen=True)

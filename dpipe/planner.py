@@ -11,7 +11,7 @@ from typing import Any
 
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
-from dpipe.families.compose import Fit, Walk
+from dpipe.families.compose import Fit, Walk, final_fit
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
     RAW,
@@ -339,6 +339,8 @@ def _record(
     positions = range(len(shape.names)) if step.columns is None else step.columns
     per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
     times, most = _readings(step, epochs.n)
+    if step.learner is not None and step.learner.index == final_fit(walk).index:
+        times = epochs.least
     rows = None if shape.n_rows is None else sum(n or 0 for n in shape.rows[step.sampled])
     collects = [
         f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"

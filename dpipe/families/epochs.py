@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dpipe.blocks.order import Visit, mixed_rows, neighbours_apart, visits
+from dpipe.blocks.order import Visit, held_out, mixed_rows, neighbours_apart, visits
 from dpipe.errors import InputError
 from dpipe.sizes import counted
 
@@ -42,7 +42,7 @@ class Epochs:
     Parameters
     ----------
     n : int, default 1
-        How often the data is seen, at most.
+        How often the data is seen; at most, where it is stopped early.
     shuffle : {None, "blocks", "rows"}, default None
         The order of an epoch: as stored; the blocks in random order; or also all rows of `mix` blocks at a time.
         Each epoch has an order of its own, which the seed and the blocks alone decide, never the number of workers.
@@ -57,6 +57,19 @@ class Epochs:
         as many as there will be workers, or more. As many blocks are learned by one first, where the others start.
     average_every : int, default 1
         Blocks that each of them learns until they are averaged; they are at the end of an epoch, too.
+    validation : float or tuple, optional
+        Score the last step on rows that it does not learn from after each epoch, and stop early: a share of the rows,
+        chosen by a hash of their place, or ``(X, y)`` or ``(X, y, sample_weight)`` of rows of their own, lazy or not.
+        The learner of the best epoch is given. Transformers before it also see the rows of a share, as they do when
+        scikit-learn's own `early_stopping` holds them out.
+    patience : int, default 5
+        Epochs without a better score until it is stopped.
+    tol : float, default 1e-4
+        By how much a score must be better.
+    scoring : str, optional
+        One of scikit-learn's names; default accuracy for a classifier, r2 for a regressor.
+    on_epoch : callable ``(Epoch) -> None``, optional
+        Is told of each epoch once it is scored, such as the `append` of a list. The report draws the same curve.
     classes : sequence of labels, optional
         Of a classifier. Given, they need not be found in a pass of their own; any other label is an error.
     batch_size : int, default 32
@@ -84,6 +97,11 @@ class Epochs:
     random_state: int = 0
     average: int | None = None
     average_every: int = 1
+    validation: Any = None
+    patience: int = 5
+    tol: float = 1e-4
+    scoring: str | None = None
+    on_epoch: Callable[[Epoch], None] | None = None
     classes: Sequence[Any] | None = None
     batch_size: int = 32
 
@@ -94,6 +112,7 @@ class Epochs:
         _check_count("average_every", self.average_every)
         if self.average is not None:
             _check_count("average", self.average)
+        self._check_stopping()
         if self.shuffle not in (None, "blocks", "rows"):
             raise InputError(f"shuffle must be None, 'blocks' or 'rows', got {self.shuffle!r}.")
         if not _is_integer(self.random_state) or self.random_state < 0:
@@ -107,6 +126,34 @@ class Epochs:
                 "in an earlier pass."
             )
 
+    def _check_stopping(self) -> None:
+        _check_count("patience", self.patience)
+        if not isinstance(self.tol, numbers.Real) or not self.tol >= 0:
+            raise InputError(f"tol must be a number of at least 0, got {self.tol!r}.")
+        rows = self.validation
+        if rows is None and (self.scoring is not None or self.on_epoch is not None):
+            raise InputError(
+                "scoring and on_epoch go with validation=..., the rows to score on. Give some, such as validation=0.1."
+            )
+        of_rows = isinstance(rows, tuple) and len(rows) in (2, 3) and rows[1] is not None
+        is_share = isinstance(rows, float) and 0 < rows < 1
+        if rows is not None and not of_rows and not is_share:
+            raise InputError(
+                f"validation must be a share between 0 and 1, (X, y) or (X, y, sample_weight), got {_short(rows)}."
+            )
+        if self.on_epoch is not None and not callable(self.on_epoch):
+            raise InputError(f"on_epoch must be callable, got {self.on_epoch!r}.")
+
+    @property
+    def share(self) -> float | None:
+        """The share of the rows that is held out, if there is one."""
+        return self.validation if isinstance(self.validation, float) else None
+
+    @property
+    def least(self) -> int:
+        """How often the data is seen at least."""
+        return self.n if self.validation is None else min(self.n, self.patience + 1)
+
     @classmethod
     def of(cls, epochs: Any) -> "Epochs":
         """Take a number of epochs for one that changes nothing else."""
@@ -118,12 +165,18 @@ class Epochs:
         told = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name != "n" and getattr(self, field.name) != field.default
+            if field.name not in _NOT_OF_RESULT and getattr(self, field.name) != field.default
         }
+        if self.validation is not None:
+            told["validation"] = self.share
         return {
-            "the number of epochs": int(self.n),
+            # the epochs that are made follow from each other, however many may come
+            "the number of epochs": int(self.n) if self.validation is None else None,
             **{f"{name} of the epochs": value for name, value in told.items()},
         }
+
+    def __dask_tokenize__(self) -> Any:
+        return [getattr(self, field.name) for field in fields(self) if field.name != "on_epoch"]
 
     def visits(self, n_blocks: int, epochs: range | None = None) -> list[Visit]:
         """List what the learner is given, step by step."""
@@ -185,7 +238,7 @@ class Epochs:
         """
         firsts = np.concatenate([[0], np.cumsum(lengths)])
         for visit in self.visits(len(lengths), range(epoch, epoch + 1)):
-            given = [np.arange(firsts[block], firsts[block + 1]) for block in visit.blocks]
+            given = [firsts[block] + self.learned(lengths[block], block) for block in visit.blocks]
             if visit.part is None:
                 rows = given[0]
             else:
@@ -193,6 +246,12 @@ class Epochs:
                 rows = np.concatenate(given)[chosen]
             if len(rows):
                 yield rows
+
+    def learned(self, n: int, block: int) -> np.ndarray:
+        """Number the rows of a block that are learned from: all that are not held out."""
+        if self.share is None:
+            return np.arange(n)
+        return np.flatnonzero(~held_out(n, block, self.share, self.random_state))
 
     def ahead(self, window: int) -> int:
         """Give the blocks to prepare ahead: at least two for each learner."""
@@ -209,6 +268,11 @@ class Epochs:
     def says(self, rows: Sequence[int | None], window: int) -> tuple[str, ...]:
         """Say in words what a plan tells: the order, how well rows are mixed, and what that takes."""
         said = [*self._says_order(rows, window)]
+        if self.validation is not None:
+            said.append(
+                f"stops after {counted(self.patience, 'epoch')} without a score that is better by {self.tol:g}, and "
+                "gives the learner of the best one"
+            )
         if self.average is not None:
             said.append(
                 f"blocks are dealt to {self.average} learners, which are averaged after every "
@@ -234,6 +298,14 @@ class Epochs:
         )
 
 
+#: What a result does not follow from, once its epochs are known; and what the ledger looks at by itself.
+_NOT_OF_RESULT = ("n", "validation", "patience", "tol", "on_epoch")
+
+
+def _short(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -241,6 +313,3 @@ def _is_integer(value: Any) -> bool:
 def _check_count(name: str, value: Any) -> None:
     if not _is_integer(value) or value < 1:
         raise InputError(f"{name} must be an integer of at least 1, got {value!r}.")
-
-
-OnEpoch = Callable[[Epoch], None]

@@ -74,8 +74,10 @@ class Recorded:
         """Whether all that the fit follows from has a fingerprint."""
         return bool(self.history)
 
-    def keyed(self, inputs: Sequence[Input], shared: Mapping[Any, Any]) -> list[Input]:
-        """Give each input the fingerprint of its rows."""
+    def keyed(
+        self, inputs: Sequence[Input], shared: Mapping[Any, Any], *, explain: bool = True
+    ) -> list[Input]:
+        """Give each input the fingerprint of its rows; say what has changed, unless they are not of the fit."""
         if not self.works:
             return list(inputs)
         try:
@@ -84,7 +86,8 @@ class Recorded:
         except Unknowable as err:
             self._give_up(err)
             return list(inputs)
-        self._explain()
+        if explain:
+            self._explain()
         return [replace(each, key=key) for each, key in zip(inputs, keys, strict=True)]
 
     def _key_of(self, each: Input, known: Mapping[Any, str]) -> str:
@@ -157,6 +160,9 @@ class Recorded:
         saving = Saving(self._ledger.pen, freeze)
         pages = StreamPages.of(saving, self.history, blocks, self._ledger.find, thaw)
         self.history = joined(self.history, pages.keys[-1])
+        if blocks and pages.begun == len(blocks):
+            self._whole.append(name)
+            return pages
         self.told()
         if pages.begun:
             counts = [1] * len(blocks) if sizes is None else sizes

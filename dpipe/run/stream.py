@@ -59,6 +59,8 @@ class Feed:
     given: Sequence[Any] | None = None
     keep: Callable[[Rows, Any], dict[Any, Any]] | None = None
     folder: str | None = None
+    n_added: int = 0
+    """Blocks that are loaded so far."""
     _kept: dict[int, Any] = field(default_factory=dict)
     _groups: dict[tuple[int, int], tuple[List, Any]] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ class Feed:
         return self._groups[group]
 
     def _add(self, step: int, block: int, epoch: int, given: Any, gate: Any) -> Any:
+        self.n_added += 1
         each = self.inputs[block]
         load, needs = each.load, each.needs
         if self._keep is not None:

@@ -46,6 +46,7 @@ from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.sizes import parse_bytes
 from dpipe.train.average import check_average
+from dpipe.train.early_stop import Stopping, Validation, open_validation, with_scoring
 from dpipe.train.resume import recorded_fit
 from dpipe.train.stream import Learning, told_classes
 
@@ -61,6 +62,7 @@ class Prepared:
     program: Program
     place: Place
     epochs: Epochs
+    validation: Validation | None = None
 
     @property
     def plan(self) -> Plan:
@@ -101,11 +103,12 @@ def prepare(
     tree = walk(estimator, meta, weighted=source.w is not None)
     tree = told_classes(tree, seen)
     check_average(tree, seen)
+    validation = open_validation(tree, seen, source)
     _check_target(tree, source)
     _check_list(tree, X)
     place = find_place(client, budget, source.n_blocks, workers)
     program, place = _fitting_program(tree, _shape(source), place, seen)
-    return Prepared(source, program, place, seen)
+    return Prepared(source, with_scoring(program, validation, source, seen), place, seen, validation)
 
 
 def _check_list(tree: Walk, X: Any) -> None:
@@ -183,7 +186,7 @@ def _window(place: Place) -> int:
 def _token(prepared: Prepared) -> str:
     source, program = prepared.source, prepared.program
     estimator = program.walk.fits[program.walk.root].estimator
-    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs.identity)
+    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
 
 
 def _build(
@@ -252,7 +255,7 @@ def _estimator_of(known: Known, root: int) -> Estimator:
 
 def delayed_fit(prepared: Prepared) -> Delayed:
     """Give the fitted estimator as a Delayed."""
-    if _counts_first(prepared) or any(step.refines for step in prepared.program.passes):
+    if _counts_first(prepared) or any(_is_led(prepared, step) for step in prepared.program.passes):
         # how many readings there will be is not known beforehand, so that all of it is one task
         graph = GraphBuilder(_token(prepared))
         key = graph.add("fitted", _fit_in_task, graph.hold("fit", prepared))
@@ -264,6 +267,16 @@ def delayed_fit(prepared: Prepared) -> Delayed:
 
 def _counts_first(prepared: Prepared) -> bool:
     return prepared.source.n_rows is None and needs_places(prepared.program.walk)
+
+
+def _is_led(prepared: Prepared, step: ProgramPass) -> bool:
+    """Tell whether a pass reads the blocks as often as what it has found asks for."""
+    return bool(step.refines) or _stops_early(prepared, step)
+
+
+def _stops_early(prepared: Prepared, step: ProgramPass) -> bool:
+    found = prepared.validation
+    return found is not None and step.learner is not None and step.learner.index == found.fit.index
 
 
 def _fit_in_task(prepared: Prepared) -> Estimator:
@@ -278,12 +291,13 @@ def _run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | 
     # places of rows are told when a graph is built, so that a first pass which counts them has one of its own
     counts_first = _counts_first(prepared)
     while start < len(passes) or known is None:
-        if start < len(passes) and passes[start].refines:
+        if start < len(passes) and _is_led(prepared, passes[start]):
             known = known or finish_pass(prepared.program.at_once, Known(), None)
-            known = _run_refinements(prepared, start, known, client, recorded)
+            led = _run_refinements if passes[start].refines else _run_epochs
+            known = led(prepared, start, known, client, recorded)
             start += 1
             continue
-        end = next((i for i in range(start, len(passes)) if passes[i].refines), len(passes))
+        end = next((i for i in range(start, len(passes)) if _is_led(prepared, passes[i])), len(passes))
         end = min(end, 1) if counts_first and start == 0 else end
         graph, key = _build(prepared, range(start, end), known, recorded)
         known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
@@ -302,6 +316,21 @@ def _placed(inputs: list[Input], known: Known) -> list[Input]:
     return [
         replace(each, at=RowsAt(first, sum(lengths))) for each, first in zip(inputs, firsts, strict=False)
     ]
+
+
+def _run_epochs(
+    prepared: Prepared, i: int, known: Known, client: Client | None, recorded: Recorded | None
+) -> Known:
+    """Learn epoch after epoch, until scores get no better."""
+    step, validation = prepared.program.passes[i], prepared.validation
+    assert validation is not None
+
+    def inputs(graph: GraphBuilder) -> list[Input]:
+        return _inputs(graph, prepared, step, known, recorded)
+
+    learning, token = _learning(prepared, step, i + 1), graph_token(_token(prepared), i)
+    stopping = Stopping(learning, validation, known, inputs, recorded, token)
+    return stopping.run(client, prepared.place.threads)
 
 
 def _run_refinements(
@@ -345,7 +374,7 @@ def on_record(prepared: Prepared, workdir: Path, name: str) -> tuple[str, ...]:
     notes: list[str] = []
     recorded = prepared.recorded(Reading(workdir), name, notes.append)
     passes = prepared.program.passes
-    static = next((i for i, step in enumerate(passes) if step.refines), len(passes))
+    static = next((i for i, step in enumerate(passes) if _is_led(prepared, step)), len(passes))
     if not _counts_first(prepared):
         _build(prepared, range(static), None, recorded)
         recorded.told()
@@ -377,13 +406,16 @@ def run_fit(
 def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
     lengths = prepared.source.rows
-    for number, (step, tally) in enumerate(zip(prepared.plan.passes, tallies, strict=True)):
+    for number, (made, tally) in enumerate(zip(prepared.program.passes, tallies, strict=False)):
+        step, rows = prepared.plan.passes[number], tally.rows
         times = step.epochs if tally.n_readings is None else tally.n_readings
-        chosen = lengths[prepared.program.passes[number].sampled]
+        chosen = lengths[made.sampled]
         expected = None if None in chosen else sum(n or 0 for n in chosen)
-        if expected is None or tally.rows == expected * times:
+        if prepared.epochs.share is not None and _stops_early(prepared, made):
+            rows += tallies[number + 1].rows  # those that were held out
+        if expected is None or rows == expected * times:
             continue
-        said = f"pass {step.number} read {tally.rows:,} rows of {expected * times:,}"
+        said = f"pass {step.number} read {rows:,} rows of {expected * times:,}"
         if not prepared.source.may_skip:
             raise DpipeError(f"{said}. Files changed during the run, or a block was lost; run it again.")
         warnings.warn(f"{said}: what could not be read was left out.", stacklevel=3)

@@ -53,10 +53,19 @@ class Learning:
         finish = f"pass{self.number}-finish"
         return graph.add(finish, finish_learning, held, TaskRef(known), TaskRef(learned), counted)
 
-    def add_epochs(self, feed: Feed, recorded: Recorded | None, title: str) -> Any:
-        """Add what a feed gives; give the key of the learner after it, and of what was read."""
+    def add_epochs(
+        self,
+        feed: Feed,
+        recorded: Recorded | None,
+        title: str,
+        start: Callable[[Known], Any] | None = None,
+    ) -> Any:
+        """Add what a feed gives; give the key of the learner after it, and of what was read.
+
+        `start` gives the learner before it; without one it is as it is before the first epoch.
+        """
         assert self.step.learner is not None
-        start = Starter(self.step.learner.index)
+        start = start or Starter(self.step.learner.index)
         if self.epochs.average is not None:
             return add_averaged(feed, self.epochs, start, self.how_to_learn, recorded, title)
         pages = None if recorded is None else recorded.stream(feed.keys(), title, freeze, thaw)
@@ -76,6 +85,8 @@ class Learning:
         step = self.step
         assert step.learner is not None
         mixed = self.epochs.shuffle == "rows"
+        # of what is left of a block after rows were held out, the length is not known beforehand
+        rows = self.rows if self.epochs.share is None else (None,) * len(inputs)
         return Feed(
             graph,
             inputs,
@@ -86,8 +97,8 @@ class Learning:
             Preparer(step, mixed=mixed),
             mix=Mixer(step) if mixed else None,
             random_state=self.epochs.random_state,
-            given=_learning_orders(graph, step.learner.estimator, self.rows, f"pass{self.number}-order"),
-            keep=Keeper(step) if step.scratch else None,
+            given=_learning_orders(graph, step.learner.estimator, rows, f"pass{self.number}-order"),
+            keep=Keeper(step) if step.scratch and epochs is None else None,
             folder=step.scratch,
         )
 

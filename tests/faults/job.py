@@ -96,6 +96,18 @@ def average(folder: Path, workdir: Path, client: Client | None) -> dict:
     return _train(estimator, folder, workdir, client, epochs=dpipe.Epochs(3, shuffle="blocks", average=3))
 
 
+def stopped(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """A learner that is scored after each epoch, and stopped."""
+    estimator = make_pipeline(_columns(), SGDClassifier(random_state=0))
+    return _train(
+        estimator,
+        folder,
+        workdir,
+        client,
+        epochs=dpipe.Epochs(5, shuffle="blocks", validation=0.2, patience=2),
+    )
+
+
 def _train(estimator, folder: Path, workdir: Path, client: Client | None, epochs=1) -> dict:
     frame = read_parquet(folder / "data", block_nbytes="64 KiB").map_partitions(slow)
     print("begun", flush=True)
@@ -135,7 +147,7 @@ def predict(folder: Path, workdir: Path, client: Client | None) -> dict:
     }
 
 
-JOBS = {job.__name__: job for job in (fit, stream, shuffled, average, predict)}
+JOBS = {job.__name__: job for job in (fit, stream, shuffled, average, stopped, predict)}
 
 
 def main() -> int:
