@@ -339,8 +339,8 @@ def _record(
     positions = range(len(shape.names)) if step.columns is None else step.columns
     per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
     times, most = _readings(step, epochs.n)
-    if step.learner is not None and step.learner.index == final_fit(walk).index:
-        times = epochs.least
+    stops = epochs.validation is not None and step.learner is final_fit(walk)
+    times = epochs.least if stops else times
     rows = None if shape.n_rows is None else sum(n or 0 for n in shape.rows[step.sampled])
     collects = [
         f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"
@@ -353,7 +353,7 @@ def _record(
         )
     return PassPlan(
         number=number,
-        way="stream" if step.learner is not None else "refine" if step.refines else "merge",
+        way=_way(step, epochs),
         fits=_fit_names(step),
         collects=tuple(dict.fromkeys(collects)),
         why=_why(number, step, attempt, walk, fitted_in, shape),
@@ -364,11 +364,17 @@ def _record(
         most_epochs=most,
         scratch=attempt.scratch.says,
         scratch_nbytes=attempt.scratch.nbytes,
-        order=() if step.learner is None else epochs.says(shape.rows, resources.window),
+        order=() if step.learner is None else epochs.says(shape.rows, resources.window, stops=stops),
         rows=None if rows is None else rows * times,
         nbytes=None if rows is None else rows * per_row * times,
         projected_nbytes=_projected(step, walk, shape, resources, per_row, epochs),
     )
+
+
+def _way(step: ProgramPass, epochs: Epochs) -> str:
+    if step.learner is None:
+        return "refine" if step.refines else "merge"
+    return "stream" if epochs.average is None else "average"
 
 
 #: What the first pass of a fit that takes several gives.

@@ -265,10 +265,10 @@ class Epochs:
         # the blocks that are mixed, the next ones, and on both sides of the mixing those that are ahead
         return 2 * min(self.mix, n_blocks) + 2 * window
 
-    def says(self, rows: Sequence[int | None], window: int) -> tuple[str, ...]:
+    def says(self, rows: Sequence[int | None], window: int, *, stops: bool) -> tuple[str, ...]:
         """Say in words what a plan tells: the order, how well rows are mixed, and what that takes."""
         said = [*self._says_order(rows, window)]
-        if self.validation is not None:
+        if stops:
             said.append(
                 f"stops after {counted(self.patience, 'epoch')} without a score that is better by {self.tol:g}, and "
                 "gives the learner of the best one"
