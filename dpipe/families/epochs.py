@@ -54,7 +54,8 @@ class Epochs:
     average : int, optional
         Deal the blocks to so many learners, which learn side by side and are averaged, weighted by their rows. For
         SGD estimators, perceptrons and MLPs. This number is a part of the answer; the number of workers is not: give
-        as many as there will be workers, or more. As many blocks are learned by one first, where the others start.
+        as many as there will be workers, or more. As many blocks are learned by one first, where the others start:
+        give blocks of some thousand rows at least.
     average_every : int, default 1
         Blocks that each of them learns until they are averaged; they are at the end of an epoch, too.
     validation : float or tuple, optional
@@ -165,7 +166,7 @@ class Epochs:
         told = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in _NOT_OF_RESULT and getattr(self, field.name) != field.default
+            if field.name not in _NOT_OF_RESULT and not _is_default(getattr(self, field.name), field.default)
         }
         if self.validation is not None:
             told["validation"] = self.share
@@ -300,6 +301,10 @@ class Epochs:
 
 #: What a result does not follow from, once its epochs are known; and what the ledger looks at by itself.
 _NOT_OF_RESULT = ("n", "validation", "patience", "tol", "on_epoch")
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, int | float | str) and bool(value == default))
 
 
 def _short(value: Any) -> str:

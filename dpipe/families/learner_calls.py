@@ -73,6 +73,8 @@ def check_labels(y: np.ndarray, classes: np.ndarray) -> None:
     InputError
         It names them.
     """
+    if y.ndim > 1:
+        return  # of several labels to a row each is a column
     found = np.unique(y) if y.dtype.kind != "O" else np.array(list(dict.fromkeys(y.tolist())), dtype=object)
     known = set(classes.tolist())
     unknown = [label for label in found.tolist() if label not in known]

@@ -183,14 +183,19 @@ def test_an_estimator_without_partial_fit_is_named(estimator):
         dpipe.fit(estimator, array_blocks(X, SIZES), array_blocks(LABELS, SIZES))
 
 
-def test_classes_that_are_given_need_no_pass():
+def test_classes_that_are_given_need_no_pass(tmp_path):
     given = array_blocks(X, SIZES), array_blocks(LABELS, SIZES)
-    epochs = dpipe.Epochs(2, classes=["low", "high"])
+    epochs = dpipe.Epochs(2, classes=np.array(["low", "high"]))
     learner = SGDClassifier(random_state=0)
     plan = dpipe.plan(learner, *given, epochs=epochs)
     assert plan.n_passes == 2
     assert len(plan.passes) == 1
     assert_same(dpipe.fit(learner, *given, epochs=epochs), dpipe.fit(learner, *given, epochs=2), rtol=0)
+    assert_same(
+        recorded_fit(tmp_path, learner, *given, epochs=epochs)[0],
+        dpipe.fit(learner, *given, epochs=2),
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("learner", [SGDClassifier(), MLPClassifier((2,)), Counting()])
