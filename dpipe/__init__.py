@@ -13,6 +13,7 @@ from dpipe.deploy.apply import predict, transform
 from dpipe.deploy.bundle import load
 from dpipe.errors import DpipeError
 from dpipe.families.catalog import estimators
+from dpipe.families.epochs import Epoch, Epochs
 from dpipe.families.registry import register
 from dpipe.outputs.manifest import verify
 from dpipe.outputs.parquet import write_parquet
@@ -25,6 +26,8 @@ from dpipe.validate.score import score
 __all__ = [
     "Contract",
     "DpipeError",
+    "Epoch",
+    "Epochs",
     "Pipeline",
     "check_leaks",
     "drift",

@@ -12,7 +12,8 @@ class PassPlan:
 
     number: int
     way: str
-    """"merge" (blocks in any order), "refine" (the same, again and again) or "stream" (in order)."""
+    """"merge" (blocks in any order), "refine" (the same, again and again), "stream" (in order), "average" (the same by
+    several learners) or "score" (held-out rows)."""
     fits: tuple[str, ...]
     """Estimators that are fitted when it ends."""
     collects: tuple[str, ...]
@@ -38,6 +39,8 @@ class PassPlan:
     """What it keeps on disk between its readings, and where; or why it does not."""
     scratch_nbytes: int | None = None
     """Size of that at most, in bytes; None if there is none, or not known."""
+    order: tuple[str, ...] = ()
+    """In which order a learner sees the data, where it is not as stored."""
 
     @property
     def readings(self) -> str:
@@ -45,7 +48,10 @@ class PassPlan:
         if self.way == "refine":
             least = "" if self.epochs == self.most_epochs else f"{self.epochs} to "
             return f"{least}{self.most_epochs} readings"
-        return f"{self.epochs} epochs" if self.epochs > 1 else ""
+        if self.way == "score":
+            return f"{self.epochs} to {self.most_epochs} times" if self.most_epochs > self.epochs else ""
+        most = f" to {self.most_epochs}" if self.most_epochs > self.epochs else ""
+        return f"{self.epochs}{most} epochs" if self.epochs > 1 or most else ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _html_cells(step: PassPlan) -> tuple[str, ...]:
         step.way + (f", {step.readings}" if step.readings else ""),
         "\n".join(step.fits),
         "\n".join(step.collects),
-        "\n".join([step.why, *step.rules, *([step.scratch] if step.scratch else [])]),
+        "\n".join([step.why, *step.rules, *step.order, *([step.scratch] if step.scratch else [])]),
         _reads(step),
         "" if step.projected_nbytes is None else format_bytes(step.projected_nbytes),
     )
@@ -158,6 +164,7 @@ def _pass_lines(step: PassPlan) -> list[str]:
         ("collects", step.collects),
         ("why", (step.why,)),
         ("saved by", step.rules),
+        ("order", step.order),
         ("keeps", (step.scratch,) if step.scratch else ()),
     ):
         for i, text in enumerate(texts):

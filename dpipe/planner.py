@@ -11,7 +11,8 @@ from typing import Any
 
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
-from dpipe.families.compose import Fit, Walk
+from dpipe.families.compose import Fit, Walk, final_fit
+from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
     RAW,
     Columns,
@@ -24,6 +25,7 @@ from dpipe.families.expression import (
     needed_columns,
     needed_fits,
 )
+from dpipe.families.gradient import learner_nbytes
 from dpipe.families.program import Derived, Finish, ProgramPass, kept_values, values_of
 from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
@@ -95,7 +97,7 @@ class Program:
     plan: Plan
 
 
-def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: int = 1) -> Program:
+def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: int | Epochs = 1) -> Program:
     """Arrange the fits of an estimator into the fewest passes.
 
     Fits that must know where the rows stand wait for a pass that has counted the blocks, where their lengths are
@@ -106,6 +108,7 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
     MemoryLimitError
         If the projected peak exceeds the budget.
     """
+    seen = Epochs.of(epochs)
     done: set[int] = set()
     started: dict[int, int] = {}
     fitted_in: dict[int, int] = {}
@@ -125,9 +128,9 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
         elif not attempt.collects and not attempt.refines:
             attempt = _Pass(walk, frozenset(done), started).streamed()
         step = attempt.made(shape)
-        step, attempt.scratch = _with_scratch(step, walk, shape, resources, epochs)
+        step, attempt.scratch = _with_scratch(step, walk, shape, resources, seen.n)
         passes.append(step)
-        records.append(_record(number, step, attempt, walk, shape, resources, fitted_in, epochs))
+        records.append(_record(number, step, attempt, walk, shape, resources, fitted_in, seen))
         done |= attempt.finished
         fitted_in.update(dict.fromkeys(attempt.finished, number))
         started.update(dict.fromkeys(attempt.started, number))
@@ -331,11 +334,13 @@ def _record(
     shape: DataShape,
     resources: Resources,
     fitted_in: dict[int, int],
-    epochs: int,
+    epochs: Epochs,
 ) -> PassPlan:
     positions = range(len(shape.names)) if step.columns is None else step.columns
     per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
-    times, most = _readings(step, epochs)
+    times, most = _readings(step, epochs.n)
+    stops = epochs.validation is not None and step.learner is final_fit(walk)
+    times = epochs.least if stops else times
     rows = None if shape.n_rows is None else sum(n or 0 for n in shape.rows[step.sampled])
     collects = [
         f"{_name(want)} of {'y' if getattr(want, 'of_y', False) else _describe(e, walk, shape)}"
@@ -348,7 +353,7 @@ def _record(
         )
     return PassPlan(
         number=number,
-        way="stream" if step.learner is not None else "refine" if step.refines else "merge",
+        way=_way(step, epochs),
         fits=_fit_names(step),
         collects=tuple(dict.fromkeys(collects)),
         why=_why(number, step, attempt, walk, fitted_in, shape),
@@ -359,10 +364,17 @@ def _record(
         most_epochs=most,
         scratch=attempt.scratch.says,
         scratch_nbytes=attempt.scratch.nbytes,
+        order=() if step.learner is None else epochs.says(shape.rows, resources.window, stops=stops),
         rows=None if rows is None else rows * times,
         nbytes=None if rows is None else rows * per_row * times,
-        projected_nbytes=_projected(step, walk, shape, resources, per_row),
+        projected_nbytes=_projected(step, walk, shape, resources, per_row, epochs),
     )
+
+
+def _way(step: ProgramPass, epochs: Epochs) -> str:
+    if step.learner is None:
+        return "refine" if step.refines else "merge"
+    return "stream" if epochs.average is None else "average"
 
 
 #: What the first pass of a fit that takes several gives.
@@ -423,7 +435,7 @@ def _why(
 
 
 def _projected(
-    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int
+    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int, epochs: Epochs
 ) -> int | None:
     """Bytes of one worker at the worst: what its blocks decode to, and what is made of them."""
     rows = shape.block_rows
@@ -433,7 +445,10 @@ def _projected(
     held = 0.0
     if step.learner is not None:
         source = step.learner.source
-        held = rows * (_own_nbytes(source, walk, shape) + shape.target_nbytes) * resources.window
+        blocks = epochs.n_held(len(shape.rows), resources.window)
+        held = rows * (_own_nbytes(source, walk, shape) + shape.target_nbytes) * blocks
+        learner = learner_nbytes(step.learner.estimator, _width(source, walk, shape))
+        held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
     return int(resources.reserved + resources.threads * rows * (read + made) + held)

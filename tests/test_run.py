@@ -19,12 +19,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import dpipe
+from dpipe.blocks.rows import Rows
 from dpipe.blocks.statistics import Moments
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError
+from dpipe.families.epochs import Epochs
+from dpipe.run.average import add_average
 from dpipe.run.graph import GraphBuilder, add_inputs
 from dpipe.run.scan import add_scan
-from dpipe.run.stream import add_stream
+from dpipe.run.stream import Feed, add_stream
 from tests.helpers import raise_if_computes
 
 NUMBERS = ["a", "b"]
@@ -136,21 +139,50 @@ def test_a_stream_keeps_its_window():
     source = open_source(da.ones((240, 2), chunks=(10, 2)))
     graph = GraphBuilder("window")
     known = graph.add("known", int)
-    key = add_stream(
-        graph,
-        add_inputs(graph, source),
-        prepare,
-        lambda known: 0,
-        learn,
-        known,
-        name="pass",
-        epochs=2,
-        window=3,
-    )
+    feed = Feed(graph, add_inputs(graph, source), known, "pass", Epochs(2).visits(24), 3, prepare)
+    key = add_stream(feed, lambda known: 0, learn)
     Delayed(key, graph.tasks).compute(scheduler="threads", num_workers=8)
     assert learned == [(epoch, i) for epoch in range(2) for i in range(24)]
     # three in flight, and one more between the end of a step and the note that it has ended
     assert max(ahead) <= 4
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [Epochs(2, shuffle="rows", mix=4), Epochs(2, average=3), Epochs(1, shuffle="rows", mix=5, average=2)],
+)
+def test_mixed_and_averaged_streams_hold_as_many_blocks_as_the_plan_says(epochs):
+    window = epochs.ahead(3)
+    ready, learned, ahead = [], [], []
+
+    def prepare(rows, known, position, given):
+        ready.append(position)
+        ahead.append(len(ready) - len(learned))
+        return rows
+
+    def mix(parts, chosen, known, position, given):
+        return Rows(parts[0].X[: len(chosen)], None, None)
+
+    def learn(learner, rows, position):
+        learned.append(position)
+        time.sleep(0.005)
+        return learner
+
+    graph = GraphBuilder("mixed")
+    inputs = add_inputs(graph, open_source(da.ones((240, 2), chunks=(10, 2))))
+    visits = epochs.visits(24)
+    feed = Feed(graph, inputs, graph.add("known", int), "pass", visits, window, prepare, mix)
+    if epochs.average is None:
+        key = add_stream(feed, lambda known: 0, learn)
+    else:
+        key = add_average(
+            feed, epochs.rounds(visits), lambda known: 0, learn, lambda before, each, weights: 0
+        )
+    Delayed(key, graph.tasks).compute(scheduler="threads", num_workers=8)
+    assert len(learned) == len(ready) == 24 * epochs.n
+    # one more as above
+    assert max(ahead) <= epochs.n_held(24, 3) + 1
+    assert max(ahead) < 24
 
 
 def test_building_a_fit_computes_nothing_and_its_delayed_can_be_used():

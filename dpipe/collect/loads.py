@@ -17,9 +17,10 @@ from dask.base import flatten
 from dask.task_spec import DataNode, GraphNode, Task
 
 from dpipe.blocks.flows import tell_again
+from dpipe.blocks.order import held_out
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.scratch import ScratchBlock
-from dpipe.blocks.table import plain_strings
+from dpipe.blocks.table import keep_rows, n_rows, plain_strings
 from dpipe.collect.csv import CsvBlock
 from dpipe.collect.parquet import BlockSpec, ParquetReader
 from dpipe.errors import SourceError
@@ -150,7 +151,31 @@ class ScratchLoad:
         return block.rows()
 
 
-Load = ReadLoad | GraphLoad | HeldLoad | ScratchLoad
+@dataclass(frozen=True)
+class PortionLoad:
+    """The rows of a block that are held out, or all others."""
+
+    load: "Load"
+    block: int
+    """The block's place among all: rows are chosen by a hash of their place."""
+    share: float
+    random_state: int
+    held: bool
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        """Keys of what is computed outside."""
+        return self.load.needs
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
+        """Load the block, and leave the other rows out."""
+        rows = self.load(inputs)
+        kept = held_out(n_rows(rows.X), self.block, self.share, self.random_state) == self.held
+        y, w = (None if values is None else values[kept] for values in (rows.y, rows.w))
+        return Rows(keep_rows(rows.X, kept), y, w)
+
+
+Load = ReadLoad | GraphLoad | HeldLoad | ScratchLoad | PortionLoad
 
 
 def as_block(X: Any) -> Any:

@@ -28,6 +28,7 @@ from dpipe.families import (
     linear,
     logistic,
     mixture,
+    other_learners,
     power,
     quantile,
     records,
@@ -109,6 +110,12 @@ def estimators() -> EstimatorTable:
             cls.__name__, cls.__module__, "composite", "those of its parts, shared", "that of its parts"
         )
         for cls in (Pipeline, ColumnTransformer, FeatureUnion)
+    ]
+    known = {row.name for row in rows}
+    rows += [
+        EstimatorRow(name, cls.__module__, way.kind, _PASSES[way.kind], way.exact)
+        for name, cls in all_estimators()
+        if name not in known and (way := other_learners.way_to_learn(cls)) is not None
     ]
     known = {row.name for row in rows}
     refused = [

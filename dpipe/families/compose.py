@@ -40,6 +40,8 @@ class Fit:
     """Output columns of each part, where they are known beforehand."""
     weighted: bool = False
     """Whether it is given the weights of the rows."""
+    classes: tuple[Any, ...] | None = None
+    """The labels that it will meet, where they are given beforehand."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,20 @@ def _without_marks(fit: Fit) -> Fit:
     return replace(fit, wants=tuple(wants))
 
 
-def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
+def final_fit(tree: Walk) -> Fit:
+    """Give the last step of nested pipelines."""
+    return _final(tree.fits, tree.root)
+
+
+def _final(fits: Sequence[Fit], root: int) -> Fit:
     fit = fits[root]
     while isinstance(fit.estimator, Pipeline) and fit.children[-1] is not None:
         fit = fits[fit.children[-1]]
+    return fit
+
+
+def _taker_of_weights(fits: Sequence[Fit], root: int) -> int:
+    fit = _final(fits, root)
     registered = any(isinstance(want, CustomWant) for want, _ in fit.wants)
     if fit.is_leaf and fit.way.takes_weights is not None:
         takes = fit.way.takes_weights(fit.estimator)

@@ -1,6 +1,7 @@
 """What learns in order, block after block, by `partial_fit`: SGD, perceptrons, mini-batches."""
 
 import copy
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from dpipe.blocks.statistics import LabelCounts
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families import refuse
+from dpipe.families.learner_calls import check_labels, learn_rows, takes
 from dpipe.families.registry import Estimator, Meta, Way, add
 
 #: Learners whose order of visits is known; the others are left to their own `partial_fit`.
@@ -38,16 +40,21 @@ def _check(estimator: Estimator) -> None:
         )
 
 
-def start(estimator: Estimator, stats: Sequence[Any]) -> tuple[Estimator, np.ndarray | None]:
-    """Give an unfitted learner and the classes that it will meet.
+def start(
+    estimator: Estimator, stats: Sequence[Any], classes: Sequence[Any] | None = None
+) -> tuple[Estimator, np.ndarray | None]:
+    """Give an unfitted learner and the classes that it will meet: those that are given, or that were found.
 
     Raises
     ------
     InputError
         If the labels of a classifier are missing in some rows, or are all the same.
     """
-    if not is_classifier(estimator):
-        return clone(estimator), None
+    learner = clone(estimator, safe=False)  # what is no estimator of scikit-learn is copied
+    if not takes(estimator, "classes"):
+        return learner, None
+    if classes is not None:
+        return learner, np.unique(np.asarray(classes))
     labels: LabelCounts = stats[0]
     name = type(estimator).__name__
     refuse.unlabelled(estimator, labels.n_missing)
@@ -57,33 +64,76 @@ def start(estimator: Estimator, stats: Sequence[Any]) -> tuple[Estimator, np.nda
             f"{name} needs at least two classes, but every label of y is {only}. "
             "Check the target column, or how the rows were chosen."
         )
-    return clone(estimator), labels.classes
+    return learner, labels.classes
 
 
-def learn(learner: Estimator, classes: np.ndarray | None, rows: Rows, position: tuple[int, int]) -> Estimator:
+def learn(
+    learner: Estimator,
+    classes: np.ndarray | None,
+    rows: Rows,
+    position: tuple[int, int],
+    *,
+    batch_size: int = 32,
+    check_classes: bool = False,
+) -> Estimator:
     """Learn one block, as `partial_fit` does, and give the new learner; the old one is left as it was.
 
     With `random_state=None` each block is shuffled by a seed of its own, made from `position`
     (epoch, block), so that a run can be repeated; an integer seeds every block alike, as it does when
     `partial_fit` is called by hand.
     """
+    where = f"{type(learner).__name__}, epoch {position[0] + 1}, block {position[1]}"
     learner = copy.deepcopy(learner)
-    given = learner.get_params(deep=False)
+    given = learner.get_params(deep=False) if hasattr(learner, "get_params") else {}
     kept = {name: given[name] for name in ("shuffle", "random_state") if name in given}
     if rows.ordered:
         learner.shuffle = False
     elif kept.get("random_state", 0) is None:
-        learner.random_state = _seed(position)
-    arguments = {} if classes is None else {"classes": classes}
-    if rows.w is not None:
-        arguments["sample_weight"] = rows.w
+        # learners that begin apart begin with the same weights
+        learner.random_state = _seed((0, 0) if _draws_weights(learner) else position)
     try:
+        if check_classes and classes is not None and rows.y is not None:
+            check_labels(rows.y, classes)
         with single_threaded_blas():
-            learner.partial_fit(rows.X, *([] if rows.y is None else [rows.y]), **arguments)
+            learn_rows(learner, rows, classes, batch_size)
     except ValueError as err:
         said = textwrap.shorten(str(err), 300, placeholder=" ...")  # scikit-learn may print a whole block
-        raise InputError(f"{type(learner).__name__}, block {position[1]}: {said}") from err
-    return learner.set_params(**kept)
+        raise InputError(f"{where}: {said}{_advice(str(err))}") from err
+    return learner.set_params(**kept) if kept else learner
+
+
+def _draws_weights(learner: Estimator) -> bool:
+    return isinstance(learner, MLPClassifier | MLPRegressor) and not hasattr(learner, "coefs_")
+
+
+#: What scikit-learn, and dpipe, say of a learner that has diverged.
+_DIVERGED = ("under-/overflow", "non-finite parameter weights", "no longer finite", "its loss is ")
+
+
+def _advice(said: str) -> str:
+    if not any(sign in said for sign in _DIVERGED):
+        return ""
+    return (
+        " It has diverged: standardise its columns (StandardScaler), or take smaller steps (eta0, "
+        "learning_rate_init)."
+    )
+
+
+def learner_nbytes(estimator: Estimator, width: int) -> int:
+    """Estimate what a learner of so many columns takes while it learns, in bytes: its weights, and copies of them.
+
+    Classes are found later, so that one output is counted; of what is not known, nothing is.
+    """
+    if isinstance(estimator, MLPClassifier | MLPRegressor):
+        hidden = np.atleast_1d(estimator.hidden_layer_sizes).tolist()
+        layers = [width, *hidden, 1]
+        # beside the weights: gradients, updates and two moments of each
+        n_floats = 5 * sum((a + 1) * b for a, b in itertools.pairwise(layers))
+    else:
+        rows = getattr(estimator, "n_clusters", None) or getattr(estimator, "n_components", None)
+        n_floats = (width + 1) * (rows if isinstance(rows, int) else 1)
+    # each step learns on a copy, and leaves the learner that it was given
+    return 8 * 2 * n_floats
 
 
 def _seed(position: tuple[int, int]) -> int:
@@ -144,11 +194,19 @@ def foreseen_order(estimator: Estimator, n_rows: int) -> RowOrder:
     return RowOrder(np.rint(1 / np.abs(watched.coef_.reshape(-1))).astype(np.int64) - 1)
 
 
-def _finish(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+def finish_learner(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
+    """Give the learner, which has learned all."""
     return stats[0]
 
 
-def _check_learner(estimator: Estimator) -> None:
+def check_learner(estimator: Estimator) -> None:
+    """Refuse parameters that need all rows at once.
+
+    Raises
+    ------
+    UnsupportedEstimatorError
+        With what to use instead.
+    """
     _check(estimator)
     if getattr(estimator, "solver", "sgd") not in ("sgd", "adam"):
         raise UnsupportedEstimatorError(
@@ -162,17 +220,24 @@ def _components(estimator: Estimator, meta: Meta) -> Meta:
     return Meta(n_columns=wanted if isinstance(wanted, int) else None, dtype=meta.dtype)
 
 
-_EXACT = "as partial_fit by hand on the same blocks"
+EXACT = "as partial_fit by hand on the same blocks"
 add(
     SGDClassifier,
-    Way("stream", _finish, lambda est: (LabelCounts,), check=_check, needs_y=True, exact=_EXACT),
+    Way("stream", finish_learner, lambda est: (LabelCounts,), check=_check, needs_y=True, exact=EXACT),
 )
-add(SGDRegressor, Way("stream", _finish, check=_check, needs_y=True, exact=_EXACT))
+add(SGDRegressor, Way("stream", finish_learner, check=_check, needs_y=True, exact=EXACT))
 for _classifier in (Perceptron, MLPClassifier):
     add(
         _classifier,
-        Way("stream", _finish, lambda est: (LabelCounts,), check=_check_learner, needs_y=True, exact=_EXACT),
+        Way(
+            "stream",
+            finish_learner,
+            lambda est: (LabelCounts,),
+            check=check_learner,
+            needs_y=True,
+            exact=EXACT,
+        ),
     )
-add(MLPRegressor, Way("stream", _finish, check=_check_learner, needs_y=True, exact=_EXACT))
+add(MLPRegressor, Way("stream", finish_learner, check=check_learner, needs_y=True, exact=EXACT))
 for _unsupervised in (MiniBatchKMeans, IncrementalPCA, MiniBatchNMF, MiniBatchDictionaryLearning):
-    add(_unsupervised, Way("stream", _finish, output=_components, exact=_EXACT))
+    add(_unsupervised, Way("stream", finish_learner, output=_components, exact=EXACT))

@@ -31,6 +31,12 @@ _SAFE_TYPES = frozenset(
 )
 
 
+def unknown_types(content: bytes, trusted: Sequence[str] = ()) -> list[str]:
+    """List the types in a skops file that are neither trusted nor known to be harmless."""
+    used = skops.io.get_untrusted_types(data=content)
+    return [name for name in used if name not in _SAFE_TYPES and name not in trusted]
+
+
 def check_model(model: Estimator) -> None:
     """Check that a model, fitted or not, can be kept: worth knowing before it is trained.
 

@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn import config_context
 
 from dpipe.blocks.matrix import RowOrder, learner_matrix
+from dpipe.blocks.order import gathered
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.statistics import Custom
@@ -188,6 +189,8 @@ class Preparer:
     """Transforms one block for an ordered learner."""
 
     step: ProgramPass
+    mixed: bool = False
+    """Whether its rows are mixed with those of other blocks afterwards."""
 
     def __call__(
         self, rows: Rows, known: Known, position: tuple[int, int], foreseen: RowOrder | None
@@ -197,7 +200,9 @@ class Preparer:
         position_of = _positions(self.step)
         source = self.step.learner.source
         learner, classes = known.starts[self.step.learner.index]
-        order = gradient.learning_order(learner, classes, n_rows(rows.X), position, foreseen)
+        order = None
+        if not self.mixed:
+            order = gradient.learning_order(learner, classes, n_rows(rows.X), position, foreseen)
         with _arrays():
             if rows.values is not None:
                 matrix = learner_matrix(rows.values[source], order)
@@ -207,6 +212,28 @@ class Preparer:
             return Rows(matrix, rows.y, rows.w)
         y, w = (None if values is None else values[order.rows] for values in (rows.y, rows.w))
         return Rows(matrix, y, w, ordered=True)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Takes rows for an ordered learner out of several blocks that are transformed."""
+
+    step: ProgramPass
+
+    def __call__(
+        self,
+        parts: Sequence[Rows],
+        chosen: np.ndarray,
+        known: Known,
+        position: tuple[int, int],
+        foreseen: RowOrder | None,
+    ) -> Rows:
+        """Give some rows, in the order of learning if that is known."""
+        assert self.step.learner is not None
+        learner, classes = known.starts[self.step.learner.index]
+        order = gradient.learning_order(learner, classes, len(chosen), position, foreseen)
+        found = gathered(parts, chosen if order is None else chosen[order.rows])
+        return found._replace(ordered=order is not None)
 
 
 @dataclass(frozen=True)
@@ -221,11 +248,14 @@ class Starter:
 
 
 def learn(
-    learner: tuple[Estimator, np.ndarray | None], rows: Rows, position: tuple[int, int]
+    learner: tuple[Estimator, np.ndarray | None],
+    rows: Rows,
+    position: tuple[int, int],
+    **how: Any,
 ) -> tuple[Estimator, np.ndarray | None]:
-    """Learn one block."""
+    """Learn one block; `how` are the options of `gradient.learn`."""
     estimator, classes = learner
-    return gradient.learn(estimator, classes, rows, position), classes
+    return gradient.learn(estimator, classes, rows, position, **how), classes
 
 
 def finish_pass(step: ProgramPass, known: Known, collected: PassState | None) -> Known:
@@ -259,7 +289,8 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
             with _arrays():
                 estimator = finish_composite(fit, children, stats)
         elif fit.way.kind == "stream":
-            return replace(known, starts={**known.starts, fit.index: gradient.start(fit.estimator, stats)})
+            started = gradient.start(fit.estimator, stats, fit.classes)
+            return replace(known, starts={**known.starts, fit.index: started})
         elif fit.way.kind == "refine":
             return replace(known, starts={**known.starts, fit.index: tuple(stats)})
         else:

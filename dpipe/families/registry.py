@@ -230,6 +230,22 @@ def add(cls: type, way: Way) -> None:
     _ways[cls] = way
 
 
+#: Give the way of a class that is not registered, by what its instances can do; None if they cannot.
+_fallbacks: list[Callable[[type], Way | None]] = []
+
+
+def add_fallback(find: Callable[[type], Way | None]) -> None:
+    """Have classes that are not registered looked at."""
+    _fallbacks.append(find)
+
+
+def way_of_class(cls: type) -> Way | None:
+    """Look up how the estimators of a class are fitted; None if there is no way."""
+    if cls in _ways:
+        return _ways[cls]
+    return next((way for find in _fallbacks if (way := find(cls)) is not None), None)
+
+
 def way_of(estimator: Estimator) -> Way:
     """Look up how an estimator is fitted.
 
@@ -238,7 +254,7 @@ def way_of(estimator: Estimator) -> Way:
     UnsupportedEstimatorError
         If its class is not registered, or one of its parameters has no way.
     """
-    way = _ways.get(type(estimator))
+    way = way_of_class(type(estimator))
     if way is None:
         name = type(estimator).__name__
         if not hasattr(estimator, "fit"):

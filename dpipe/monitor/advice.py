@@ -78,7 +78,7 @@ def _ordered(run: RunRecord) -> Iterator[str]:
         yield (
             f"Ordered passes took {ordered / total:.0%} of the reading time. They learn from one block after "
             "another, so that more workers do not make them faster; fewer epochs would, and so would an "
-            "estimator whose fits can be merged."
+            "estimator whose fits can be merged, or learners that are averaged: epochs=dpipe.Epochs(n, average=2)."
         )
 
 

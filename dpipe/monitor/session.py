@@ -143,10 +143,22 @@ class Session:
             # a block that is read again says the same again
             self._apart.setdefault(event["flow"], {})[event["block"]] = event["counts"]
             return
+        if "curve" in event:
+            self._add_to_curve(event["curve"], event["epoch"], event["score"])
+            return
         if event["pass"] != self._current:
             self._current = event["pass"]
             self._progress.start(event["pass"], event["n_blocks"])
         self._progress.advance(event["rows"], event["nbytes"])
+
+    def _add_to_curve(self, name: str, epoch: int, score: float) -> None:
+        """Add an epoch to a learning curve; the first one begins another curve."""
+        before = CurveRecord(name, (), ())
+        if epoch > 1:
+            *rest, before = self.curves
+            self.curves = tuple(rest)
+        xs, ys = (*before.x, float(epoch)), (*before.y, score)
+        self.curves += (CurveRecord(name, xs, ys, "epoch", "score", "On rows that were held out."),)
 
     def note(self, text: str) -> None:
         """Say something worth knowing, once; the record keeps it."""
@@ -203,7 +215,7 @@ class Session:
     def add_pass(self, stage: str, title: str, way: str, tally: Tally, **described: Any) -> None:
         """Record one pass."""
         for name, flow in tally.flows.items():
-            self.flows.setdefault(name, []).append(flow)
+            self.flows.setdefault(name, []).append(flow.in_order())
         self.passes.append(
             PassRecord(
                 stage=stage,

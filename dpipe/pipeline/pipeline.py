@@ -18,6 +18,7 @@ from dpipe.collect.source import open_source
 from dpipe.collect.split import split as split_rows
 from dpipe.deploy.bundle import write_bundle
 from dpipe.errors import InputError
+from dpipe.families.epochs import Epochs
 from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.diagram import diagram
@@ -228,7 +229,7 @@ class Pipeline:
         target: Any = None,
         features: Sequence[str] | None = None,
         sample_weight: Any = None,
-        epochs: int = 1,
+        epochs: int | Epochs = 1,
     ) -> Delayed:
         """Fit an estimator; see `dpipe.fit`.
 
@@ -241,7 +242,7 @@ class Pipeline:
         features : sequence of str, optional
             Columns that the model is given; default all but the target and the weights.
         sample_weight : str or collection, optional
-        epochs : int, default 1
+        epochs : int or Epochs, default 1
 
         Returns
         -------

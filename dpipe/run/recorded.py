@@ -74,8 +74,10 @@ class Recorded:
         """Whether all that the fit follows from has a fingerprint."""
         return bool(self.history)
 
-    def keyed(self, inputs: Sequence[Input], shared: Mapping[Any, Any]) -> list[Input]:
-        """Give each input the fingerprint of its rows."""
+    def keyed(
+        self, inputs: Sequence[Input], shared: Mapping[Any, Any], *, explain: bool = True
+    ) -> list[Input]:
+        """Give each input the fingerprint of its rows; say what has changed, unless they are not of the fit."""
         if not self.works:
             return list(inputs)
         try:
@@ -84,7 +86,8 @@ class Recorded:
         except Unknowable as err:
             self._give_up(err)
             return list(inputs)
-        self._explain()
+        if explain:
+            self._explain()
         return [replace(each, key=key) for each, key in zip(inputs, keys, strict=True)]
 
     def _key_of(self, each: Input, known: Mapping[Any, str]) -> str:
@@ -142,22 +145,29 @@ class Recorded:
 
     def stream(
         self,
-        inputs: Sequence[Input],
+        blocks: Sequence[str],
         name: str,
-        epochs: int,
         freeze: Callable[[Any], bytes],
         thaw: Callable[[bytes, Any], Any],
+        sizes: Sequence[int] | None = None,
     ) -> StreamPages | None:
-        """Give the pages of an ordered pass; `freeze` and `thaw` turn a learner into bytes and back."""
+        """Give the pages of an ordered pass, of the fingerprint of what is learned in each step.
+
+        `freeze` and `thaw` turn a learner into bytes and back; `sizes` are the blocks of each step, if not one.
+        """
         if not self.works:
             return None
-        blocks = [each.key for _ in range(epochs) for each in inputs]
         saving = Saving(self._ledger.pen, freeze)
         pages = StreamPages.of(saving, self.history, blocks, self._ledger.find, thaw)
         self.history = joined(self.history, pages.keys[-1])
+        if blocks and pages.begun == len(blocks):
+            self._whole.append(name)
+            return pages
         self.told()
         if pages.begun:
-            self._note(f"{self._name}: {_of_blocks(pages.begun, len(blocks))} of {name} on record.")
+            counts = [1] * len(blocks) if sizes is None else sizes
+            found = _of_blocks(sum(counts[: pages.begun]), sum(counts))
+            self._note(f"{self._name}: {found} of {name} on record.")
         return pages
 
     def result(self) -> Any:

@@ -2,14 +2,12 @@
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 from dask.task_spec import TaskRef
@@ -25,18 +23,14 @@ from dpipe.composites import catalog as composites
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families import catalog
 from dpipe.families.compose import Walk, walk
+from dpipe.families.epochs import Epochs
 from dpipe.families.expression import RAW
-from dpipe.families.gradient import foreseen_order, foresees
 from dpipe.families.program import (
     Collector,
     Keeper,
     Known,
-    Preparer,
     ProgramPass,
-    Starter,
     finish_pass,
-    finish_stream,
-    learn,
 )
 from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta
@@ -50,9 +44,11 @@ from dpipe.run.keep import add_keep, kept_inputs
 from dpipe.run.recorded import Recorded, recalled_root
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
-from dpipe.run.stream import add_stream
 from dpipe.sizes import parse_bytes
-from dpipe.train.resume import freeze, recorded_fit, thaw
+from dpipe.train.average import check_average
+from dpipe.train.early_stop import Stopping, Validation, open_validation, with_scoring
+from dpipe.train.resume import recorded_fit
+from dpipe.train.stream import Learning, told_classes
 
 assert catalog.FAMILIES, "the families register themselves when they are imported"
 assert composites.COMPOSITES, "and so do the composites"
@@ -65,7 +61,8 @@ class Prepared:
     source: Source
     program: Program
     place: Place
-    epochs: int
+    epochs: Epochs
+    validation: Validation | None = None
 
     @property
     def plan(self) -> Plan:
@@ -83,18 +80,17 @@ def prepare(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    epochs: int = 1,
+    epochs: int | Epochs = 1,
     memory: int | str | None = None,
     client: Client | None = None,
     workers: int | None = None,
 ) -> Prepared:
     """Check the input of a fit and plan it; nothing is computed."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
-        raise InputError(f"epochs must be an integer of at least 1, got {epochs!r}.")
     if isinstance(estimator, type):
         raise InputError(
             f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}()."
         )
+    seen = Epochs.of(epochs)
     budget = None if memory is None else parse_bytes(memory)
     source = open_source(X, y, sample_weight)
     meta = Meta(
@@ -105,11 +101,14 @@ def prepare(
         one_dimensional=source.one_dimensional,
     )
     tree = walk(estimator, meta, weighted=source.w is not None)
+    tree = told_classes(tree, seen)
+    check_average(tree, seen)
+    validation = open_validation(tree, seen, source)
     _check_target(tree, source)
     _check_list(tree, X)
     place = find_place(client, budget, source.n_blocks, workers)
-    program, place = _fitting_program(tree, _shape(source), place, int(epochs))
-    return Prepared(source, program, place, int(epochs))
+    program, place = _fitting_program(tree, _shape(source), place, seen)
+    return Prepared(source, with_scoring(program, validation, source, seen), place, seen, validation)
 
 
 def _check_list(tree: Walk, X: Any) -> None:
@@ -129,7 +128,7 @@ def _check_target(tree: Walk, source: Source) -> None:
                 f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
                 "array, or the name of a column of X."
             )
-        if fit.way.needs_y and is_regressor(fit.estimator):
+        if fit.way.needs_y and hasattr(fit.estimator, "__sklearn_tags__") and is_regressor(fit.estimator):
             _check_numbers(type(fit.estimator).__name__, source.y)
 
 
@@ -159,7 +158,7 @@ def _shape(source: Source) -> DataShape:
     )
 
 
-def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: int) -> tuple[Program, Place]:
+def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: Epochs) -> tuple[Program, Place]:
     """Plan with as many threads as the budget allows, where it is ours to choose them."""
     while True:
         folder = scratch_folder()
@@ -215,9 +214,9 @@ def _add_pass(
     recorded: Recorded | None,
 ) -> Any:
     # no dash before the number: Dask would take all that follows for a hash, and all tasks for alike
-    held = graph.hold(f"pass{number}", step)
-    finish = f"pass{number}-finish"
     if step.learner is None:
+        held = graph.hold(f"pass{number}", step)
+        finish = f"pass{number}-finish"
         with_X = any(not getattr(want, "of_y", False) for want, _ in step.collects)
         name = f"pass{number}-merge"
         inputs = _inputs(graph, prepared, step, before, recorded, with_X=with_X)[step.sampled]
@@ -226,24 +225,11 @@ def _add_pass(
         merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots, pages=pages)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     inputs = _inputs(graph, prepared, step, before, recorded)
-    title = f"pass {number}"
-    streamed = None if recorded is None else recorded.stream(inputs, title, prepared.epochs, freeze, thaw)
-    learned = add_stream(
-        graph,
-        inputs,
-        Preparer(step),
-        Starter(step.learner.index),
-        learn,
-        known,
-        name=f"pass{number}-stream",
-        epochs=prepared.epochs,
-        window=_window(prepared.place),
-        given=_learning_orders(graph, step.learner.estimator, prepared.source.rows, f"pass{number}-order"),
-        keep=Keeper(step) if step.scratch else None,
-        folder=step.scratch,
-        pages=streamed,
-    )
-    return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
+    return _learning(prepared, step, number).add(graph, inputs, known, recorded)
+
+
+def _learning(prepared: Prepared, step: ProgramPass, number: int) -> Learning:
+    return Learning(step, number, prepared.epochs, prepared.source.rows, _window(prepared.place))
 
 
 def _inputs(
@@ -263,24 +249,13 @@ def _inputs(
     return recorded.keyed(inputs, {key: task for key, task in graph.tasks.items() if key not in shared})
 
 
-def _learning_orders(
-    graph: GraphBuilder, estimator: Estimator, rows: Sequence[int | None], name: str
-) -> list[Any]:
-    """Add tasks that find a learner's order for the lengths that several blocks have; give each block's."""
-    lengths = Counter(rows)
-    # for other lengths it costs as much as it saves
-    repeated = [n for n, times in lengths.items() if n is not None and times > 2]
-    found = {n: graph.add(name, foreseen_order, estimator, n) for n in repeated if foresees(estimator, n)}
-    return [None if n is None else found.get(n) for n in rows]
-
-
 def _estimator_of(known: Known, root: int) -> Estimator:
     return known.fitted[root].estimator
 
 
 def delayed_fit(prepared: Prepared) -> Delayed:
     """Give the fitted estimator as a Delayed."""
-    if _counts_first(prepared) or any(step.refines for step in prepared.program.passes):
+    if _counts_first(prepared) or any(_is_led(prepared, step) for step in prepared.program.passes):
         # how many readings there will be is not known beforehand, so that all of it is one task
         graph = GraphBuilder(_token(prepared))
         key = graph.add("fitted", _fit_in_task, graph.hold("fit", prepared))
@@ -292,6 +267,16 @@ def delayed_fit(prepared: Prepared) -> Delayed:
 
 def _counts_first(prepared: Prepared) -> bool:
     return prepared.source.n_rows is None and needs_places(prepared.program.walk)
+
+
+def _is_led(prepared: Prepared, step: ProgramPass) -> bool:
+    """Tell whether a pass reads the blocks as often as what it has found asks for."""
+    return bool(step.refines) or _stops_early(prepared, step)
+
+
+def _stops_early(prepared: Prepared, step: ProgramPass) -> bool:
+    found = prepared.validation
+    return found is not None and step.learner is not None and step.learner.index == found.fit.index
 
 
 def _fit_in_task(prepared: Prepared) -> Estimator:
@@ -306,12 +291,13 @@ def _run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | 
     # places of rows are told when a graph is built, so that a first pass which counts them has one of its own
     counts_first = _counts_first(prepared)
     while start < len(passes) or known is None:
-        if start < len(passes) and passes[start].refines:
+        if start < len(passes) and _is_led(prepared, passes[start]):
             known = known or finish_pass(prepared.program.at_once, Known(), None)
-            known = _run_refinements(prepared, start, known, client, recorded)
+            led = _run_refinements if passes[start].refines else _run_epochs
+            known = led(prepared, start, known, client, recorded)
             start += 1
             continue
-        end = next((i for i in range(start, len(passes)) if passes[i].refines), len(passes))
+        end = next((i for i in range(start, len(passes)) if _is_led(prepared, passes[i])), len(passes))
         end = min(end, 1) if counts_first and start == 0 else end
         graph, key = _build(prepared, range(start, end), known, recorded)
         known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
@@ -330,6 +316,21 @@ def _placed(inputs: list[Input], known: Known) -> list[Input]:
     return [
         replace(each, at=RowsAt(first, sum(lengths))) for each, first in zip(inputs, firsts, strict=False)
     ]
+
+
+def _run_epochs(
+    prepared: Prepared, i: int, known: Known, client: Client | None, recorded: Recorded | None
+) -> Known:
+    """Learn epoch after epoch, until scores get no better."""
+    step, validation = prepared.program.passes[i], prepared.validation
+    assert validation is not None
+
+    def inputs(graph: GraphBuilder) -> list[Input]:
+        return _inputs(graph, prepared, step, known, recorded)
+
+    learning, token = _learning(prepared, step, i + 1), graph_token(_token(prepared), i)
+    stopping = Stopping(learning, validation, known, inputs, recorded, token)
+    return stopping.run(client, prepared.place.threads)
 
 
 def _run_refinements(
@@ -373,7 +374,7 @@ def on_record(prepared: Prepared, workdir: Path, name: str) -> tuple[str, ...]:
     notes: list[str] = []
     recorded = prepared.recorded(Reading(workdir), name, notes.append)
     passes = prepared.program.passes
-    static = next((i for i, step in enumerate(passes) if step.refines), len(passes))
+    static = next((i for i, step in enumerate(passes) if _is_led(prepared, step)), len(passes))
     if not _counts_first(prepared):
         _build(prepared, range(static), None, recorded)
         recorded.told()
@@ -405,13 +406,16 @@ def run_fit(
 def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
     lengths = prepared.source.rows
-    for number, (step, tally) in enumerate(zip(prepared.plan.passes, tallies, strict=True)):
+    for number, (made, tally) in enumerate(zip(prepared.program.passes, tallies, strict=False)):
+        step, rows = prepared.plan.passes[number], tally.rows
         times = step.epochs if tally.n_readings is None else tally.n_readings
-        chosen = lengths[prepared.program.passes[number].sampled]
+        chosen = lengths[made.sampled]
         expected = None if None in chosen else sum(n or 0 for n in chosen)
-        if expected is None or tally.rows == expected * times:
+        if prepared.epochs.share is not None and _stops_early(prepared, made):
+            rows += tallies[number + 1].rows  # those that were held out
+        if expected is None or rows == expected * times:
             continue
-        said = f"pass {step.number} read {tally.rows:,} rows of {expected * times:,}"
+        said = f"pass {step.number} read {rows:,} rows of {expected * times:,}"
         if not prepared.source.may_skip:
             raise DpipeError(f"{said}. Files changed during the run, or a block was lost; run it again.")
         warnings.warn(f"{said}: what could not be read was left out.", stacklevel=3)
@@ -423,7 +427,7 @@ def plan(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    epochs: int = 1,
+    epochs: int | Epochs = 1,
     memory: int | str | None = None,
     client: Client | None = None,
 ) -> Plan:
@@ -457,7 +461,7 @@ def fit(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    epochs: int = 1,
+    epochs: int | Epochs = 1,
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -473,8 +477,8 @@ def fit(
         Of shape (n_samples, n_features). Arrays may have unknown row counts.
     y, sample_weight : series, array, or str, optional
         Of the same blocks as X, or the name of a column of X, so that all come from one read.
-    epochs : int, default 1
-        How often an estimator that learns in order (SGD) sees the data.
+    epochs : int or Epochs, default 1
+        How often an estimator that learns in order (SGD) sees the data; `dpipe.Epochs` also tells in which order.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional

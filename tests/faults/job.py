@@ -84,7 +84,31 @@ def stream(folder: Path, workdir: Path, client: Client | None) -> dict:
     return _train(estimator, folder, workdir, client, epochs=3)
 
 
-def _train(estimator, folder: Path, workdir: Path, client: Client | None, epochs: int = 1) -> dict:
+def shuffled(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """The same, its rows mixed over several blocks."""
+    estimator = make_pipeline(_columns(), SGDClassifier(random_state=0))
+    return _train(estimator, folder, workdir, client, epochs=dpipe.Epochs(2, shuffle="rows", mix=4))
+
+
+def average(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """Three learners that are averaged."""
+    estimator = make_pipeline(_columns(), SGDClassifier(average=True, random_state=0))
+    return _train(estimator, folder, workdir, client, epochs=dpipe.Epochs(3, shuffle="blocks", average=3))
+
+
+def stopped(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """A learner that is scored after each epoch, and stopped."""
+    estimator = make_pipeline(_columns(), SGDClassifier(random_state=0))
+    return _train(
+        estimator,
+        folder,
+        workdir,
+        client,
+        epochs=dpipe.Epochs(5, shuffle="blocks", validation=0.2, patience=2),
+    )
+
+
+def _train(estimator, folder: Path, workdir: Path, client: Client | None, epochs=1) -> dict:
     frame = read_parquet(folder / "data", block_nbytes="64 KiB").map_partitions(slow)
     print("begun", flush=True)
     with_warnings_off()
@@ -123,7 +147,7 @@ def predict(folder: Path, workdir: Path, client: Client | None) -> dict:
     }
 
 
-JOBS = {job.__name__: job for job in (fit, stream, predict)}
+JOBS = {job.__name__: job for job in (fit, stream, shuffled, average, stopped, predict)}
 
 
 def main() -> int:

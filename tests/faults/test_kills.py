@@ -17,8 +17,14 @@ def moment(undisturbed, kind, victim, number):
     return random.Random(f"{kind} {victim} {number}").random() * undisturbed(kind).seconds
 
 
+#: Jobs that are tried in the long form only: others go the same ways.
+LONG = ("shuffled", "stopped")
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in LONG else []) for kind in JOBS]
+)
 def test_a_killed_client(kind, data, undisturbed, tmp_path):
     wanted = undisturbed(kind).result
     harness.killed(kind, data, tmp_path / "run", "client", wanted, moment(undisturbed, kind, "client", 0))

@@ -89,16 +89,16 @@ def test_a_stream_goes_on_from_its_last_record(learner, tmp_path, monkeypatch):
 
     learn, seen = program.learn, []
 
-    def failing(held, rows, position):
+    def failing(held, rows, position, **how):
         seen.append(position)
         if position == (1, 1):
             raise RuntimeError("the power is gone")
-        return learn(held, rows, position)
+        return learn(held, rows, position, **how)
 
-    monkeypatch.setattr("dpipe.train.fit.learn", failing)
+    monkeypatch.setattr("dpipe.train.stream.learn", failing)
     with pytest.raises(RuntimeError, match="power"):
         recorded_fit(workdir, learner, X, y, epochs=2)
-    monkeypatch.setattr("dpipe.train.fit.learn", learn)
+    monkeypatch.setattr("dpipe.train.stream.learn", learn)
     resumed, _, found, notes = recorded_fit(workdir, learner, X, y, epochs=2)
     assert found >= 1, notes
     if hasattr(whole, "_random_state"):
