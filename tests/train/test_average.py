@@ -95,7 +95,7 @@ def test_processes_give_the_same_bits(workers):
     estimator = LEARNERS["classifier"]
     expected = fitted(estimator, DEALS[0])
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         assert_same_weights(fitted(estimator, DEALS[0], client=client), expected)
