@@ -12,7 +12,7 @@ class PassPlan:
 
     number: int
     way: str
-    """"merge" (blocks in any order), "refine" (the same, again and again) or "stream" (in order)."""
+    """"merge" (blocks in any order), "refine" (the same, again and again), "stream" (in order) or "boost"."""
     fits: tuple[str, ...]
     """Estimators that are fitted when it ends."""
     collects: tuple[str, ...]

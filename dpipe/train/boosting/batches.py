@@ -108,18 +108,19 @@ class Batches:
 
     def _in_groups(self) -> Iterator[Batch]:
         seen: set[float] = set()
-        before: Rows | None = None
+        held: Rows | None = None
         for batch in self._plain():
             rows = Rows(batch.X, batch.y, batch.w)
-            if before is not None:
-                rows = _stacked([before, rows])
-            ids = _ids(rows)
-            last = int(np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))[-1])
-            before = _cut(rows, slice(last, None))
-            if last:
-                yield _numbered(_cut(rows, slice(0, last)), seen)
-        if before is not None:
-            yield _numbered(before, seen)
+            if held is not None:
+                ids = _ids(held)
+                # its last group may go on in this batch
+                last = int(np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))[-1])
+                if last:
+                    yield _numbered(_cut(held, slice(0, last)), seen)
+                rows = _stacked([_cut(held, slice(last, None)), rows])
+            held = rows
+        if held is not None:
+            yield _numbered(held, seen)
 
     def targets(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Give y, weights, and the sizes of the groups, of all rows."""
