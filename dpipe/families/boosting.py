@@ -22,7 +22,7 @@ from dpipe.sizes import MIB, format_bytes
 
 #: Bytes that XGBoost takes for a row: labels, weights, the row's place in the tree; and for each output a gradient, its
 #: second derivative and a prediction. Measured with XGBoost 3.2 and LightGBM 4.7, rounded up.
-_ROW_NBYTES, _OUTPUT_NBYTES = 40, 20
+_ROW_NBYTES, _OUTPUT_NBYTES, _TARGET_NBYTES = 40, 20, 16
 #: Bytes of a binned value: XGBoost keeps it by rows and by columns.
 _BINNED = {"xgboost": 2.7, "lightgbm": 1.2}
 #: While the bins are found, XGBoost keeps a summary of each column.
@@ -116,9 +116,11 @@ class Footprint:
         if library == "lightgbm":
             return cls(int(binned + per_row + batch), None, 0)
         bins = getattr(estimator, "max_bin", None) or 256
-        batch += _SUMMARY_NBYTES * width * max(bins / 256, 1.0)
+        # first the bins are found, of which labels and weights are there; then gradients and predictions come
+        finding = batch + _SUMMARY_NBYTES * width * bins / 256 + rows * _TARGET_NBYTES
         ahead = min(_BATCHES_AHEAD * BATCH_NBYTES / 4 * _BINNED[library], binned)
-        return cls(int(binned + per_row + batch), int(ahead + per_row + batch), int(binned))
+        kept = max(finding + binned, binned + per_row)
+        return cls(int(kept), int(max(finding, ahead + per_row)), int(binned))
 
 
 class Shape(Protocol):

@@ -22,7 +22,14 @@ from dpipe.sizes import format_bytes, format_seconds
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, LINE = "#22303c", "#64727f", "#e3e7eb"
 BLUE, PALE_BLUE, RED, AMBER = "#2f6f9f", "#c7dbea", "#b3423a", "#c98a1b"
-WAY_COLOURS = {"merge": BLUE, "refine": "#3a8fa3", "stream": AMBER, "boost": "#a8603a", "score": "#4b8f6b", "write": "#7d6aa8"}
+WAY_COLOURS = {
+    "merge": BLUE,
+    "refine": "#3a8fa3",
+    "stream": AMBER,
+    "boost": "#a8603a",
+    "score": "#4b8f6b",
+    "write": "#7d6aa8",
+}
 OTHER_COLOUR = "#8b97a3"
 
 # A bar for each pass up to here; beyond, the passes of one stage share a row.
