@@ -11,6 +11,7 @@ from typing import Any
 
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
+from dpipe.families import boosting
 from dpipe.families.compose import Fit, Walk, final_fit
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
@@ -53,6 +54,8 @@ class DataShape:
     """Whether reading costs nothing."""
     whole: bool = False
     """Whether a block can only be read with all of its columns, as an array's."""
+    held_out: tuple[int | None, ...] = ()
+    """Rows of each block of the data that a boosted model is watched on."""
 
     @property
     def n_rows(self) -> int | None:
@@ -84,6 +87,8 @@ class Resources:
     """The folder for transformed blocks that are read more than twice; empty for none."""
     scratch_free: int | None = None
     """Bytes that are free there; None if that cannot be seen from here."""
+    available: int | None = None
+    """Bytes of memory that are free where the run takes place; None if that cannot be seen from here."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ class _Pass:
 
     def streamed(self) -> "_Pass":
         """Take the one learner that is waiting for its ordered pass, and what is finished with it."""
-        self.learner = self._waiting("stream")[0]
+        self.learner = (self._waiting("stream") or self._waiting("boost"))[0]
         self.finished.add(self.learner.index)
         return self.filled(no_data=True)
 
@@ -262,7 +267,7 @@ def _needs_place(want: Any) -> bool:
 _SAMPLE_EVERY, _FEWEST_SAMPLED = 4, 4
 
 #: Ways of fits that are started in one pass and fitted in a later one.
-_STARTED = ("stream", "refine")
+_STARTED = ("stream", "refine", "boost")
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,10 @@ def _with_scratch(
 ) -> tuple[ProgramPass, _Scratch]:
     """Keep the transformed blocks on disk where that is cheaper than to decode and transform them again."""
     values = kept_values(step)
+    if step.learner is not None and step.learner.way.kind == "boost":
+        width = sum(_width(value, walk, shape) for value in values)
+        says, nbytes = boosting.scratch(step.learner.estimator, shape, width, resources)
+        return replace(step, scratch=resources.scratch), _Scratch(says, nbytes)
     if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
         return step, _NO_SCRATCH
     inputs = [fit.meta for fit in step.refines] + ([step.learner.meta] if step.learner is not None else [])
@@ -308,7 +317,7 @@ def _with_scratch(
 def _readings(step: ProgramPass, epochs: int) -> tuple[int, int]:
     """How often a pass reads the blocks, at least and at most."""
     if step.learner is not None:
-        return epochs, epochs
+        return (1, 1) if step.learner.way.kind == "boost" else (epochs, epochs)
     rounds = [fit.way.rounds(fit.estimator) for fit in step.refines if fit.way.rounds is not None]
     own = 1 if step.collects or not step.refines else 0
     return max([own, *(each.least for each in rounds)]), max([own, *(each.most for each in rounds)])
@@ -351,6 +360,8 @@ def _record(
         collects.append(
             f"{fit.way.rounds(fit.estimator).collects} of {_describe(fit.source, walk, shape)}, each time"
         )
+    if step.learner is not None and step.learner.way.kind == "boost":
+        collects.append(boosting.describe(step.learner.estimator))
     return PassPlan(
         number=number,
         way=_way(step, epochs),
@@ -374,11 +385,13 @@ def _record(
 def _way(step: ProgramPass, epochs: Epochs) -> str:
     if step.learner is None:
         return "refine" if step.refines else "merge"
+    if step.learner.way.kind == "boost":
+        return "boost"
     return "stream" if epochs.average is None else "average"
 
 
 #: What the first pass of a fit that takes several gives.
-_START_OF = {"stream": " (its classes)", "refine": " (its start)"}
+_START_OF = {"stream": " (its classes)", "refine": " (its start)", "boost": " (its classes and categories)"}
 
 
 def _fit_names(step: ProgramPass) -> tuple[str, ...]:
@@ -421,6 +434,8 @@ def _why(
         waits = [f"the transformers fitted in pass {', '.join(map(str, before))}"] if before else []
         if attempt.was_started.get(step.learner.index):
             waits.append(f"the classes found in pass {attempt.was_started[step.learner.index]}")
+        if step.learner.way.kind == "boost":
+            return f"its rounds follow {' and '.join(waits) or 'this reading'}"
         return f"learns in order, block after block, from {' and '.join(waits) or 'the first block on'}"
     waits = []
     if any(_needs_place(want) for want, _ in step.collects) and shape.n_rows is None:
@@ -443,7 +458,11 @@ def _projected(
         return None
     values: set[Expression] = set().union(*map(_parts, values_of(step)))
     held = 0.0
-    if step.learner is not None:
+    trained = 0
+    if step.learner is not None and step.learner.way.kind == "boost":
+        width = _width(step.learner.source, walk, shape)
+        trained = boosting.projected(step.learner.estimator, shape, width, resources)
+    elif step.learner is not None:
         source = step.learner.source
         blocks = epochs.n_held(len(shape.rows), resources.window)
         held = rows * (_own_nbytes(source, walk, shape) + shape.target_nbytes) * blocks
@@ -451,7 +470,7 @@ def _projected(
         held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
-    return int(resources.reserved + resources.threads * rows * (read + made) + held)
+    return int(resources.reserved + max(resources.threads * rows * (read + made) + held, trained))
 
 
 def _parts(expression: Expression) -> set[Expression]:

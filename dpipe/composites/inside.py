@@ -125,6 +125,11 @@ def most_passes(estimator: Estimator, outer: str) -> int:
             f"{type(estimator).__name__} learns in order, row after row, which it cannot do inside of {outer}. Use "
             f"{'LogisticRegression' if is_classifier(estimator) else 'Ridge'} there, or fit it by itself."
         )
+    if way.kind == "boost":
+        raise UnsupportedEstimatorError(
+            f"{type(estimator).__name__} is trained in rounds over a binned copy of the data, which it cannot do "
+            f"inside of {outer}. Fit it by itself, or as the last step of a Pipeline."
+        )
     if way.kind == "refine":
         assert way.rounds is not None
         return 1 + way.rounds(estimator).most

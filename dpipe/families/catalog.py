@@ -12,6 +12,7 @@ from dpipe.families import (
     bayes,
     bayesian,
     bisecting,
+    boosting,
     centroid,
     cluster,
     covariance,
@@ -39,13 +40,13 @@ from dpipe.families import (
     target,
     text,
 )
-from dpipe.families.registry import registered
+from dpipe.families.registry import registered, registered_by_name
 from dpipe.families.unsupported import refusal_of
 
 #: What the families above have registered, for those who need them to have been imported.
 FAMILIES = frozenset(registered())
 _HEAD = ("estimator", "way", "passes", "same answer, or why not")
-_PASSES = {"stateless": "0", "merge": "1", "refine": "a few", "stream": "1 an epoch"}
+_PASSES = {"stateless": "0", "merge": "1", "refine": "a few", "stream": "1 an epoch", "boost": "1 or 2"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ def estimators() -> EstimatorTable:
             cls.__name__, cls.__module__, "composite", "those of its parts, shared", "that of its parts"
         )
         for cls in (Pipeline, ColumnTransformer, FeatureUnion)
+    ]
+    rows += [
+        EstimatorRow(name, module, way.kind, _PASSES[way.kind], way.exact)
+        for (module, name), way in registered_by_name().items()
     ]
     known = {row.name for row in rows}
     rows += [

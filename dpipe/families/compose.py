@@ -168,7 +168,10 @@ def _visit(est: Estimator, source: Expression, meta: Meta, name: str, fits: list
             "OneHotEncoder for a column of X; labels that are given as y need no encoding."
         )
     source = _in_its_dimensions(way, source, meta, name)
-    wants = tuple((want, source) for want in way.wants(est))
+    if way.wants_of is not None:
+        wants = way.wants_of(est, meta, source)
+    else:
+        wants = tuple((want, source) for want in way.wants(est))
     fit = Fit(len(fits), name, est, source, meta, way, wants=wants)
     fits.append(fit)
     return fit.index, Output(source, fit.index), way.output(est, meta)

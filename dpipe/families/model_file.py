@@ -12,8 +12,14 @@ from dpipe.families.registry import Estimator
 
 # What fitted scikit-learn models hold, and skops does not know by itself. All of it is data, or a
 # function of arrays. Trees are left out on purpose: a forged one can make predict crash.
+# Boosters are their library's own format, which it reads as data.
 _SAFE_TYPES = frozenset(
     {
+        "collections.OrderedDict",
+        "lightgbm.basic.Booster",
+        "lightgbm.sklearn.LGBMClassifier",
+        "lightgbm.sklearn.LGBMRanker",
+        "lightgbm.sklearn.LGBMRegressor",
         "numpy.dtype",
         "sklearn._loss.loss.HalfTweedieLoss",
         "sklearn._loss.loss.HalfTweedieLossIdentity",
@@ -27,6 +33,12 @@ _SAFE_TYPES = frozenset(
         "sklearn.feature_selection._univariate_selection.r_regression",
         "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
         "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+        "xgboost.core.Booster",
+        "xgboost.sklearn.XGBClassifier",
+        "xgboost.sklearn.XGBRFClassifier",
+        "xgboost.sklearn.XGBRFRegressor",
+        "xgboost.sklearn.XGBRanker",
+        "xgboost.sklearn.XGBRegressor",
     }
 )
 

@@ -18,7 +18,7 @@ from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.statistics import Custom
 from dpipe.blocks.table import n_rows
 from dpipe.errors import DpipeError, InputError
-from dpipe.families import gradient
+from dpipe.families import boosting, gradient
 from dpipe.families.compose import Fit
 from dpipe.families.composed import finish_composite, n_outputs
 from dpipe.families.expression import (
@@ -170,6 +170,30 @@ class Keeper:
         return found
 
 
+@dataclass(frozen=True)
+class BoostKeeper:
+    """Computes what a boosted model is trained on of a block that has rows."""
+
+    step: ProgramPass
+
+    def __call__(self, rows: Rows, known: Known) -> dict[Any, Any]:
+        """Give its matrix.
+
+        Raises
+        ------
+        InputError
+            If targets or weights are not what can be learned from.
+        """
+        fit = self.step.learner
+        assert fit is not None
+        boosting.check_rows(fit.estimator, rows)
+        with _arrays():
+            made = written_out(evaluate(_local(fit.source, _positions(self.step)), rows, known.fitted, {}))
+        begun: boosting.Start = known.starts[fit.index]
+        dtype = boosting.value_dtype(fit.estimator)
+        return {fit.source: boosting.as_matrix(made, begun.categories or {}, dtype)}
+
+
 def values_of(step: ProgramPass) -> tuple[Expression, ...]:
     """List the values that a pass computes of each block, each once."""
     read = [expression for want, expression in step.collects if not getattr(want, "of_y", False)]
@@ -291,6 +315,9 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
         elif fit.way.kind == "stream":
             started = gradient.start(fit.estimator, stats, fit.classes)
             return replace(known, starts={**known.starts, fit.index: started})
+        elif fit.way.kind == "boost":
+            begun = boosting.start(fit.estimator, stats, fit.meta)
+            return replace(known, starts={**known.starts, fit.index: begun})
         elif fit.way.kind == "refine":
             return replace(known, starts={**known.starts, fit.index: tuple(stats)})
         else:

@@ -162,7 +162,7 @@ class CrossFit:
 class Way:
     """How the estimators of one class are fitted from blocks."""
 
-    kind: Literal["stateless", "merge", "refine", "stream"]
+    kind: Literal["stateless", "merge", "refine", "stream", "boost"]
     finish: Callable[[Estimator, Sequence[Any], Meta], Estimator]
     """From the unfitted estimator, its merged statistics and its input's meta to a fitted clone."""
     wants: Callable[[Estimator], tuple[Any, ...]] = _nothing
@@ -193,6 +193,8 @@ class Way:
     """Whether it can be given the weights of the rows; None to look at the arguments of `fit`."""
     variant: Callable[[Estimator], "Way | None"] | None = None
     """Another way that some parameters ask for."""
+    wants_of: Callable[[Estimator, Meta, Any], tuple[tuple[Any, Any], ...]] | None = None
+    """In place of `wants`: the statistics that an input of this kind needs, each with the value that it is of."""
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,17 @@ def refined(
 
 
 _ways: dict[type, Way] = {}
+_named: dict[tuple[str, str], Way] = {}
 
 
 def add(cls: type, way: Way) -> None:
     """Enter an estimator class into the registry."""
     _ways[cls] = way
+
+
+def add_named(module: str, name: str, way: Way) -> None:
+    """Enter a class of an optional package, which need not be installed, by its module and its name."""
+    _named[module, name] = way
 
 
 #: Give the way of a class that is not registered, by what its instances can do; None if they cannot.
@@ -241,8 +249,9 @@ def add_fallback(find: Callable[[type], Way | None]) -> None:
 
 def way_of_class(cls: type) -> Way | None:
     """Look up how the estimators of a class are fitted; None if there is no way."""
-    if cls in _ways:
-        return _ways[cls]
+    known = _ways.get(cls) or _named.get((cls.__module__, cls.__qualname__))
+    if known is not None:
+        return known
     return next((way for find in _fallbacks if (way := find(cls)) is not None), None)
 
 
@@ -296,6 +305,11 @@ def without_output_config(estimator: Estimator) -> Estimator:
 def registered() -> dict[type, Way]:
     """Give a copy of the registry."""
     return dict(_ways)
+
+
+def registered_by_name() -> dict[tuple[str, str], Way]:
+    """Give a copy of what is registered of optional packages, by module and name."""
+    return dict(_named)
 
 
 @dataclass(frozen=True, eq=False)

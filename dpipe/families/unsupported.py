@@ -21,7 +21,10 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "covariance": Refusal(_MANY_PASSES, "EmpiricalCovariance, LedoitWolf, OAS or GraphicalLasso"),
     "cross_decomposition": Refusal(_MANY_PASSES, "PCA, then LinearRegression"),
     "decomposition": Refusal(_MANY_PASSES, "PCA, TruncatedSVD, IncrementalPCA or MiniBatchNMF"),
-    "ensemble": Refusal("it needs all rows at each split of a tree", "SGDClassifier or SGDRegressor"),
+    "ensemble": Refusal(
+        "it needs all rows at each split of a tree",
+        "XGBClassifier, XGBRegressor, LGBMClassifier or LGBMRegressor",
+    ),
     "feature_extraction": Refusal("it takes pieces out of images, row after row", "a FunctionTransformer"),
     "feature_selection": Refusal(_OTHERS, "SelectKBest or VarianceThreshold"),
     "gaussian_process": Refusal(_PAIRS, "Ridge after an RBFSampler"),
@@ -44,7 +47,7 @@ _BY_MODULE: Mapping[str, Refusal] = {
     "preprocessing": Refusal("it takes a kernel matrix, of all pairs of rows", "StandardScaler"),
     "semi_supervised": Refusal(_PAIRS, "SGDClassifier on the rows that have labels"),
     "svm": Refusal(_PAIRS, "SGDClassifier(loss='hinge') or SGDRegressor(loss='epsilon_insensitive')"),
-    "tree": Refusal("it needs all rows at each of its splits", "SGDClassifier or SGDRegressor"),
+    "tree": Refusal("it needs all rows at each of its splits", "XGBClassifier or XGBRegressor"),
 }
 _BY_NAME: Mapping[str, Refusal] = {
     **{
@@ -65,6 +68,11 @@ def refusal_of(cls: type) -> Refusal:
     'it compares all pairs of rows'
     """
     package, _, rest = cls.__module__.partition(".")
+    if package in ("xgboost", "lightgbm") and "dask" in rest:
+        own = cls.__name__.removeprefix("Dask")
+        return Refusal(
+            "it wants all data in the memory of a cluster", f"{own}, which dpipe.fit trains out of core"
+        )
     if package != "sklearn":
         return Refusal("", "")
     return _BY_NAME.get(cls.__name__, _BY_MODULE.get(rest.partition(".")[0], Refusal("", "")))

@@ -27,6 +27,7 @@ WAY_COLOURS = {
     "refine": "#3a8fa3",
     "stream": AMBER,
     "average": "#b0672a",
+    "boost": "#a8603a",
     "score": "#4b8f6b",
     "write": "#7d6aa8",
 }

@@ -26,7 +26,7 @@ from dpipe.monitor.session import Session, make_workdir
 from dpipe.pipeline.collecting import Contracted, begin_collect, collected, count_refused
 from dpipe.pipeline.conservation import counted
 from dpipe.pipeline.runner import Runner
-from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_input
+from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_arguments
 from dpipe.sizes import parse_bytes
 from dpipe.train.fit import delayed_fit, on_record, prepare
 from dpipe.validate.score import check_scoring, score
@@ -230,6 +230,8 @@ class Pipeline:
         features: Sequence[str] | None = None,
         sample_weight: Any = None,
         epochs: int | Epochs = 1,
+        validation: Any = None,
+        qid: str | None = None,
     ) -> Delayed:
         """Fit an estimator; see `dpipe.fit`.
 
@@ -243,6 +245,10 @@ class Pipeline:
             Columns that the model is given; default all but the target and the weights.
         sample_weight : str or collection, optional
         epochs : int or Epochs, default 1
+        validation : dask.dataframe.DataFrame, tuple or float, optional
+            Rows to watch a boosted model on: a frame with the columns of `frame`, or what `dpipe.fit` takes.
+        qid : str, optional
+            For rankers: the column of `frame` that numbers the groups.
 
         Returns
         -------
@@ -254,6 +260,9 @@ class Pipeline:
         DpipeError
             As `dpipe.fit` does for what metadata can tell.
         """
+        if features is None and qid is not None and isinstance(frame, dd.DataFrame):
+            taken = [name for name in (target, sample_weight, qid) if isinstance(name, str)]
+            features = [name for name in frame.columns if name not in taken]
         settings = {
             "estimator": estimator,
             "frame": frame,
@@ -261,8 +270,11 @@ class Pipeline:
             "features": None if features is None else tuple(features),
             "sample_weight": sample_weight,
             "epochs": epochs,
+            "validation": validation,
+            "qid": qid,
         }
-        model = delayed_fit(prepare(*fit_input(settings), epochs=epochs))
+        data, options = fit_arguments(settings)
+        model = delayed_fit(prepare(*data, **options))
         self._add("train", type(estimator).__name__, (frame,), (model,), settings)
         return model
 
@@ -385,9 +397,10 @@ class Pipeline:
         fits, n_scorings = [], 0
         for stage in self.stages:
             if stage.kind == "train":
+                data, options = fit_arguments(stage.settings)
                 prepared = prepare(
-                    *fit_input(stage.settings),
-                    epochs=stage.settings["epochs"],
+                    *data,
+                    **options,
                     memory=memory,
                     client=client,
                     workers=workers,

@@ -17,7 +17,7 @@ from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
 from dpipe.pipeline.conservation import check_flows, with_rows
-from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_input
+from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
 from dpipe.train.fit import Prepared, prepare, run_fit
@@ -63,9 +63,10 @@ class Runner:
             yield
 
     def _prepared(self, stage: Stage) -> Prepared:
+        data, options = fit_arguments(stage.settings)
         return prepare(
-            *fit_input(stage.settings),
-            epochs=stage.settings["epochs"],
+            *data,
+            **options,
             memory=self.memory,
             client=self.client,
             workers=self.workers,

@@ -9,6 +9,7 @@ from typing import Any
 import dask.dataframe as dd
 import pyarrow as pa
 
+from dpipe.collect.split import split
 from dpipe.errors import InputError
 from dpipe.families.registry import Estimator
 from dpipe.plan_record import Plan
@@ -136,6 +137,26 @@ def fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
         settings["frame"], settings["target"], settings["features"], settings["sample_weight"]
     )
     return settings["estimator"], X, y, w
+
+
+def fit_arguments(settings: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
+    """Give all arguments of a fit: those of `fit_input`, and by name epochs, rows to watch it on, and groups."""
+    frame, validation, qid = settings["frame"], settings["validation"], settings["qid"]
+    if isinstance(validation, float) and isinstance(frame, dd.DataFrame):
+        frame, validation = split(frame, test_size=validation, by=qid)
+    settings = {**settings, "frame": frame}
+    if isinstance(validation, dd.DataFrame):
+        _, *held_out = _with_groups({**settings, "frame": validation})
+        validation = tuple(part for part in held_out if part is not None)
+    return _with_groups(settings), {"epochs": settings["epochs"], "validation": validation, "qid": qid}
+
+
+def _with_groups(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Leave the groups of a ranker among the columns of X: a fit takes them out itself."""
+    qid, features = settings["qid"], settings["features"]
+    if isinstance(qid, str) and features is not None:
+        settings = {**settings, "features": (*features, qid)}
+    return fit_input(settings)
 
 
 def bundle_input(trained: Stage) -> tuple[pa.Schema | None, str | None]:

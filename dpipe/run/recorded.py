@@ -170,6 +170,34 @@ class Recorded:
             self._note(f"{self._name}: {found} of {name} on record.")
         return pages
 
+    def rounds(
+        self, inputs: Sequence[Input], beside: Sequence[str], name: str
+    ) -> tuple[Any, str, Place | None]:
+        """Give what a model that learns in rounds is recorded by: the pen, a key, and where it lies if it is finished.
+
+        `beside` are fingerprints of what it follows from beside its blocks; the key is empty where nothing is recorded.
+        """
+        if not self.works:
+            return None, "", None
+        key = joined("boost", self.history, *beside, *(each.key for each in inputs))
+        place = self._ledger.find(joined("rounds", key, "end"))
+        self.history = joined(self.history, key)
+        self.told()
+        if place is not None:
+            self._note(f"{self._name}: {name} on record.")
+        return self._ledger.pen, key, place
+
+    def keys_of(self, inputs: Sequence[Input], shared: Mapping[Any, Any]) -> list[str] | None:
+        """Give the fingerprints of the rows of other blocks than those to learn from; None if there are none."""
+        if not self.works:
+            return None
+        try:
+            known = _shared_fingerprints(self._taker, shared)
+            return [_load_fingerprint(self._taker, each.load, known) for each in inputs]
+        except Unknowable as err:
+            self._give_up(err)
+            return None
+
     def result(self) -> Any:
         """Give what `conclude` has recorded of the same passes; None if there is nothing."""
         self.told()

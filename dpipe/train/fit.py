@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 from dask.delayed import Delayed
 from dask.task_spec import TaskRef
 from distributed import Client
@@ -31,6 +32,7 @@ from dpipe.families.program import (
     Known,
     ProgramPass,
     finish_pass,
+    finish_stream,
 )
 from dpipe.families.refinement import Refinements
 from dpipe.families.registry import Estimator, Meta
@@ -46,6 +48,8 @@ from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.sizes import parse_bytes
 from dpipe.train.average import check_average
+from dpipe.train.boosting.inputs import check_given, take_apart
+from dpipe.train.boosting.job import add_boosted
 from dpipe.train.early_stop import Stopping, Validation, open_validation, with_scoring
 from dpipe.train.resume import recorded_fit
 from dpipe.train.stream import Learning, told_classes
@@ -63,6 +67,8 @@ class Prepared:
     place: Place
     epochs: Epochs
     validation: Validation | None = None
+    held_out: Source | None = None
+    """The rows that a boosted model is watched on."""
 
     @property
     def plan(self) -> Plan:
@@ -84,6 +90,8 @@ def prepare(
     memory: int | str | None = None,
     client: Client | None = None,
     workers: int | None = None,
+    validation: Any = None,
+    qid: Any = None,
 ) -> Prepared:
     """Check the input of a fit and plan it; nothing is computed."""
     if isinstance(estimator, type):
@@ -92,7 +100,8 @@ def prepare(
         )
     seen = Epochs.of(epochs)
     budget = None if memory is None else parse_bytes(memory)
-    source = open_source(X, y, sample_weight)
+    given = take_apart(X, y, sample_weight, validation, qid)
+    source = open_source(given.X, given.y, given.w)
     meta = Meta(
         source.frame,
         source.n_columns,
@@ -103,12 +112,17 @@ def prepare(
     tree = walk(estimator, meta, weighted=source.w is not None)
     tree = told_classes(tree, seen)
     check_average(tree, seen)
-    validation = open_validation(tree, seen, source)
+    watched = open_validation(tree, seen, source)
     _check_target(tree, source)
     _check_list(tree, X)
+    check_given(tree, source, given.held_out, grouped=qid is not None)
     place = find_place(client, budget, source.n_blocks, workers)
-    program, place = _fitting_program(tree, _shape(source), place, seen)
-    return Prepared(source, with_scoring(program, validation, source, seen), place, seen, validation)
+    shape = _shape(source)
+    if given.held_out is not None:
+        shape = replace(shape, held_out=given.held_out.rows)
+    program, place = _fitting_program(tree, shape, place, seen)
+    watched_program = with_scoring(program, watched, source, seen)
+    return Prepared(source, watched_program, place, seen, watched, given.held_out)
 
 
 def _check_list(tree: Walk, X: Any) -> None:
@@ -170,6 +184,7 @@ def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: Epochs)
             window=_window(place),
             scratch=folder,
             scratch_free=free_nbytes(folder) if place.near else None,
+            available=psutil.virtual_memory().available if place.near else None,
         )
         try:
             return make_program(tree, shape, resources, epochs=epochs), place
@@ -186,7 +201,9 @@ def _window(place: Place) -> int:
 def _token(prepared: Prepared) -> str:
     source, program = prepared.source, prepared.program
     estimator = program.walk.fits[program.walk.root].estimator
-    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
+    held = prepared.held_out
+    beside = () if held is None else (held.X, held.y, held.w)
+    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs, *beside)
 
 
 def _build(
@@ -225,6 +242,12 @@ def _add_pass(
         merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots, pages=pages)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     inputs = _inputs(graph, prepared, step, before, recorded)
+    if step.learner.way.kind == "boost":
+        place = prepared.place
+        room = None if place.memory is None else place.memory - place.reserved
+        held, finish = graph.hold(f"pass{number}", step), f"pass{number}-finish"
+        learned = add_boosted(graph, inputs, prepared.held_out, known, step, number, room, recorded)
+        return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
     return _learning(prepared, step, number).add(graph, inputs, known, recorded)
 
 
@@ -428,6 +451,8 @@ def plan(
     sample_weight: Any = None,
     *,
     epochs: int | Epochs = 1,
+    validation: Any = None,
+    qid: Any = None,
     memory: int | str | None = None,
     client: Client | None = None,
 ) -> Plan:
@@ -452,7 +477,8 @@ def plan(
     >>> plan(StandardScaler(), da.ones((1000, 3), chunks=(250, 3))).n_passes
     1
     """
-    return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client).plan
+    beside = {"validation": validation, "qid": qid}
+    return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside).plan
 
 
 def fit(
@@ -462,6 +488,8 @@ def fit(
     sample_weight: Any = None,
     *,
     epochs: int | Epochs = 1,
+    validation: Any = None,
+    qid: Any = None,
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -479,6 +507,12 @@ def fit(
         Of the same blocks as X, or the name of a column of X, so that all come from one read.
     epochs : int or Epochs, default 1
         How often an estimator that learns in order (SGD) sees the data; `dpipe.Epochs` also tells in which order.
+    validation : tuple or float, optional
+        Rows to watch a boosted model (XGBoost, LightGBM) on, for early stopping: (X, y) or (X, y, sample_weight)
+        of the same kinds, or a share of the rows, which a hash of all their columns then holds out of training.
+    qid : str or collection, optional
+        For XGBRanker and LGBMRanker: the column of X that numbers the group of each row, or a series or array of
+        the same blocks. Rows of a group must stand together.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
@@ -509,7 +543,8 @@ def fit(
     >>> fit(StandardScaler(), X).mean_
     array([5., 6.])
     """
-    prepared = prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client)
+    beside = {"validation": validation, "qid": qid}
+    prepared = prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside)
     if not compute:
         return delayed_fit(prepared)
     if workdir is None:

@@ -29,6 +29,7 @@ from dpipe.ledger.fingerprint import Fingerprinter
 from dpipe.monitor.record import RunRecord
 
 N_FILES, N_ROWS = 12, 3000
+N_ROUNDS = 60
 NUMBERS = ["a", "b", "c"]
 #: Seconds that a block takes beside: a disturbance must be able to find one at work.
 PAUSE_S = 0.03
@@ -82,6 +83,24 @@ def stream(folder: Path, workdir: Path, client: Client | None) -> dict:
     """An ordered learner, three epochs."""
     estimator = make_pipeline(_columns(), SGDClassifier(random_state=0))
     return _train(estimator, folder, workdir, client, epochs=3)
+
+
+def boost(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """Boosted trees that draw rows; tells also how many rounds this process has learned."""
+    from xgboost import Booster, XGBClassifier
+
+    learned = []
+    update = Booster.update
+
+    def slowly(booster, *arguments):
+        learned.append(None)
+        time.sleep(PAUSE_S)
+        update(booster, *arguments)
+
+    Booster.update = slowly
+    estimator = XGBClassifier(n_estimators=N_ROUNDS, subsample=0.7, n_jobs=1, random_state=0)
+    found = _train(make_pipeline(_columns(), estimator), folder, workdir, client)
+    return {**found, "rounds": len(learned)}
 
 
 def shuffled(folder: Path, workdir: Path, client: Client | None) -> dict:
@@ -147,7 +166,7 @@ def predict(folder: Path, workdir: Path, client: Client | None) -> dict:
     }
 
 
-JOBS = {job.__name__: job for job in (fit, stream, shuffled, average, stopped, predict)}
+JOBS = {job.__name__: job for job in (fit, stream, shuffled, average, stopped, boost, predict)}
 
 
 def main() -> int:

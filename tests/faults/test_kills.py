@@ -6,7 +6,7 @@ import pytest
 
 from dpipe.ledger.book import records
 from tests.faults import harness
-from tests.faults.job import JOBS
+from tests.faults.job import JOBS, N_ROUNDS
 
 #: Moments at which each process of each job is killed, in the long form.
 MOMENTS = 25
@@ -65,14 +65,40 @@ def test_after_half_of_the_blocks_the_rest_costs_half(kind, share, data, undistu
     assert again.result["read"] <= share * wanted["blocks"]
 
 
-def _blocks_done(workdir):
-    """Blocks that the ledger knows: those of merges, and the furthest that a learner was recorded at."""
-    done = {}
+@pytest.mark.timeout(600)
+def test_boosting_goes_on_from_its_last_record(data, undisturbed, tmp_path):
+    wanted = undisturbed("boost").result
+    assert wanted["rounds"] == N_ROUNDS
+    workdir = tmp_path / "run"
+    process = harness.start("boost", data, workdir)
+    while _rounds_done(workdir) < N_ROUNDS // 2:
+        assert process.poll() is None
+    process.kill()
+    harness.finish(process)
+    done = _rounds_done(workdir)
+    again = harness.run("boost", data, workdir)
+    harness.check(again, wanted)
+    assert again.result["rounds"] <= N_ROUNDS - done
+
+
+def _rounds_done(workdir):
+    """Rounds after which the ledger knows a booster: there is a record for each ten of them."""
+    return 10 * sum(said["what"].endswith("rounds") for said in _said(workdir))
+
+
+def _said(workdir):
+    """What the records of a ledger say of themselves."""
     for place in records(workdir / "ledger").values():
         with open(place.path, "rb") as file:
             file.seek(max(place.start - 300, 0))
             header = file.read(place.start - file.tell()).rsplit(b"\n", 2)[-2]
-        said = harness.json.loads(header)
+        yield harness.json.loads(header)
+
+
+def _blocks_done(workdir):
+    """Blocks that the ledger knows: those of merges, and the furthest that a learner was recorded at."""
+    done = {}
+    for said in _said(workdir):
         if said["what"].endswith("stream"):
             done["stream"] = max(done.get("stream", 0), said["rows"] // 1500)
         elif said["what"].endswith(("merge", "refine")) and said["rows"] == 1500:
