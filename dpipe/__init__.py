@@ -20,12 +20,14 @@ from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.quantile import quantile
+from dpipe.tuning.search import Search, search
 from dpipe.validate.score import score
 
 __all__ = [
     "Contract",
     "DpipeError",
     "Pipeline",
+    "Search",
     "check_leaks",
     "drift",
     "estimators",
@@ -42,6 +44,7 @@ __all__ = [
     "register",
     "repartition",
     "score",
+    "search",
     "shuffle",
     "split",
     "transform",

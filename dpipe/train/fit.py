@@ -77,6 +77,19 @@ class Prepared:
         return recorded_fit(ledger, name, self.source, self.program.walk, self.epochs, note)
 
 
+class OwnFit(Prepared):
+    """A fit that its estimator carries out by itself, such as a search: planned like others, and run otherwise.
+
+    An estimator that has a method `plan_own_fit`, with the arguments of `prepare`, gives one.
+    """
+
+    def run(
+        self, client: Client | None, recorded: Recorded | None, tell: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[Estimator, tuple[Tally, ...]]:
+        """Carry it out; give the fitted estimator, and what each pass of the plan has read."""
+        raise NotImplementedError
+
+
 def prepare(
     estimator: Estimator,
     X: Any,
@@ -96,7 +109,29 @@ def prepare(
             f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}()."
         )
     budget = None if memory is None else parse_bytes(memory)
+    own = getattr(estimator, "plan_own_fit", None)
+    if own is not None:
+        planned: Prepared = own(X, y, sample_weight, memory=budget, client=client, workers=workers)
+        return planned
     source = open_source(X, y, sample_weight)
+    prepared = prepare_source(
+        estimator, source, epochs=int(epochs), memory=budget, client=client, workers=workers
+    )
+    _check_list(prepared.program.walk, X)
+    return prepared
+
+
+def prepare_source(
+    estimator: Estimator,
+    source: Source,
+    *,
+    epochs: int = 1,
+    memory: int | None = None,
+    client: Client | None = None,
+    workers: int | None = None,
+    weighted: bool | None = None,
+) -> Prepared:
+    """Plan a fit on a source that is open; `weighted` tells whether it is given the weights, if there are any."""
     meta = Meta(
         source.frame,
         source.n_columns,
@@ -104,12 +139,11 @@ def prepare(
         source.sparse,
         one_dimensional=source.one_dimensional,
     )
-    tree = walk(estimator, meta, weighted=source.w is not None)
+    tree = walk(estimator, meta, weighted=source.w is not None if weighted is None else weighted)
     _check_target(tree, source)
-    _check_list(tree, X)
-    place = find_place(client, budget, source.n_blocks, workers)
-    program, place = _fitting_program(tree, _shape(source), place, int(epochs))
-    return Prepared(source, program, place, int(epochs))
+    place = find_place(client, memory, source.n_blocks, workers)
+    program, place = _fitting_program(tree, _shape(source), place, epochs)
+    return Prepared(source, program, place, epochs)
 
 
 def _check_list(tree: Walk, X: Any) -> None:
@@ -187,7 +221,7 @@ def _window(place: Place) -> int:
 def _token(prepared: Prepared) -> str:
     source, program = prepared.source, prepared.program
     estimator = program.walk.fits[program.walk.root].estimator
-    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs)
+    return graph_token(estimator, source.X, source.y, source.w, prepared.epochs, *source.parts)
 
 
 def _build(
@@ -280,7 +314,11 @@ def _estimator_of(known: Known, root: int) -> Estimator:
 
 def delayed_fit(prepared: Prepared) -> Delayed:
     """Give the fitted estimator as a Delayed."""
-    if _counts_first(prepared) or any(step.refines for step in prepared.program.passes):
+    if (
+        isinstance(prepared, OwnFit)
+        or _counts_first(prepared)
+        or any(step.refines for step in prepared.program.passes)
+    ):
         # how many readings there will be is not known beforehand, so that all of it is one task
         graph = GraphBuilder(_token(prepared))
         key = graph.add("fitted", _fit_in_task, graph.hold("fit", prepared))
@@ -295,10 +333,12 @@ def _counts_first(prepared: Prepared) -> bool:
 
 
 def _fit_in_task(prepared: Prepared) -> Estimator:
-    return _estimator_of(_run_passes(prepared, None), prepared.program.walk.root)
+    if isinstance(prepared, OwnFit):
+        return prepared.run(None, None, None)[0]
+    return _estimator_of(run_passes(prepared, None), prepared.program.walk.root)
 
 
-def _run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | None = None) -> Known:
+def run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | None = None) -> Known:
     """Run all passes: those whose number is known as one graph, the others reading after reading."""
     passes = prepared.program.passes
     known: Known | None = None
@@ -374,7 +414,7 @@ def on_record(prepared: Prepared, workdir: Path, name: str) -> tuple[str, ...]:
     recorded = prepared.recorded(Reading(workdir), name, notes.append)
     passes = prepared.program.passes
     static = next((i for i, step in enumerate(passes) if step.refines), len(passes))
-    if not _counts_first(prepared):
+    if not _counts_first(prepared) and not isinstance(prepared, OwnFit):
         _build(prepared, range(static), None, recorded)
         recorded.told()
     return tuple(notes)
@@ -395,14 +435,16 @@ def run_fit(
         if started is not None:
             started(client)
         try:
-            known = _run_passes(prepared, client, recorded)
+            if isinstance(prepared, OwnFit):
+                return prepared.run(client, recorded, listener)
+            known = run_passes(prepared, client, recorded)
         finally:
             give_back()
-    _check_rows(prepared, known.tallies)
+    check_rows(prepared, known.tallies)
     return _estimator_of(known, prepared.program.walk.root), known.tallies
 
 
-def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
+def check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
     lengths = prepared.source.rows
     for number, (step, tally) in enumerate(zip(prepared.plan.passes, tallies, strict=True)):
