@@ -20,7 +20,7 @@ from dpipe.monitor.session import Session
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_input
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
-from dpipe.train.fit import Prepared, prepare, run_fit
+from dpipe.train.fit import OwnFit, Prepared, prepare, run_fit
 from dpipe.validate.score import Scores, score_source
 
 
@@ -121,6 +121,8 @@ class Runner:
         self.session.add_passes(stage.name, prepared.plan, tallies)
         self.models[id(stage.outputs[0])] = self.model
         rows = tallies[0].rows if tallies else None
+        if isinstance(prepared, OwnFit):
+            rows = prepared.n_rows_of(tallies)
         if rows is not None:
             self.rows[id(stage.settings["frame"])] = rows
         return rows, rows, ""

@@ -316,7 +316,9 @@ def prepare_crossed(
         take(estimator, params, scores, best, metric, reasons)
         return estimator
 
-    return PreparedCrossed(prepared.source, prepared.program, prepared.place, prepared.epochs, done)
+    plan = replace(prepared.plan, estimator=f"Search of {type(search.estimator).__name__}")
+    program = replace(prepared.program, plan=plan)
+    return PreparedCrossed(prepared.source, program, prepared.place, prepared.epochs, done)
 
 
 def _assembled(space: Space, candidate: Candidate, fitted: CrossValidated) -> Estimator:

@@ -1,9 +1,11 @@
 """A search that is planned and can be run: by itself, or as the training of a pipeline."""
 
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from distributed import Client
 
 from dpipe.blocks.rows import Tally
@@ -47,6 +49,15 @@ class PreparedSearch(OwnFit):
                 tell({"said": note})
         return best, (*known.tallies, outcome.tally)
 
+    def n_rows_of(self, tallies: Sequence[Tally]) -> int | None:
+        """Count the rows to learn from, and those that were held out of the same blocks."""
+        *before, searched = tallies
+        if not self.source.parts:
+            return before[0].rows if before else None
+        if not before or not searched.lengths:
+            return None
+        return before[0].rows + sum(searched.lengths)
+
 
 def failures(outcome: Outcome) -> list[str]:
     """Say which candidates have failed, and why."""
@@ -63,7 +74,7 @@ def search_record(outcome: Outcome, race: Race) -> SearchRecord:
             SearchLine(
                 str(candidate.ident),
                 candidate.bracket,
-                ", ".join(f"{name}={value!r}" for name, value in candidate.params.items())[:200],
+                ", ".join(f"{name}={_shown(value)}" for name, value in candidate.params.items()),
                 tuple(one["partial_fit_calls"] for one in own),
                 tuple(float(one["score"]) for one in own),
                 candidate.ident == outcome.best,
@@ -72,7 +83,15 @@ def search_record(outcome: Outcome, race: Race) -> SearchRecord:
     return SearchRecord(race.metric, tuple(lines))
 
 
+def _shown(value: Any) -> str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return (
+        f"{plain:.4g}" if isinstance(plain, float) else textwrap.shorten(repr(plain), 80, placeholder=" ...")
+    )
+
+
 def search_plan(
+    estimator: Estimator,
     before: Plan,
     foundation: Foundation,
     space: Space,
@@ -117,7 +136,8 @@ def search_plan(
     )
     peaks = [one.projected_nbytes for one in (*before.passes, step)]
     most = None if any(peak is None for peak in peaks) else max(peak or 0 for peak in peaks)
-    plan = replace(before, passes=(*before.passes, step), projected_nbytes=most)
+    name = f"Search of {type(estimator).__name__}"
+    plan = replace(before, estimator=name, passes=(*before.passes, step), projected_nbytes=most)
     check_budget(plan)
     return plan
 

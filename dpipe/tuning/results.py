@@ -88,7 +88,7 @@ def ranks(scores: np.ndarray) -> np.ndarray:
     [2, 3, 1]
     """
     worst = np.nan_to_num(scores, nan=np.nanmin(scores) - 1 if np.isfinite(scores).any() else 0.0)
-    return rankdata(-worst, method="min").astype(np.int32)
+    return rankdata(-worst, method="min").astype(int)
 
 
 def params_columns(params: Sequence[Params]) -> dict[str, np.ndarray]:

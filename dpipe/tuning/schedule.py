@@ -15,6 +15,18 @@ from dpipe.tuning.space import Params, drawn, grid
 EARLY = ("hyperband", "halving", "inverse_decay")
 METHODS = (*EARLY, "random", "grid")
 
+#: What dask-ml calls the parameters with which halving alone would do what a bracket does.
+HALVING = "SuccessiveHalvingSearchCV params"
+_HALVING_PARAMS = (
+    "n_initial_parameters",
+    "n_initial_iter",
+    "aggressiveness",
+    "max_iter",
+    "patience",
+    "tol",
+    "random_state",
+)
+
 History = list[dict[str, Any]]
 
 
@@ -116,8 +128,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(
-                    f"{name} must be an integer of at least 1, got {value!r}: a search needs one candidate that "
-                    "learns from one block."
+                    f"{name} must be an integer of at least 1, got {value!r} ({name} < 1 is not supported): a search "
+                    "needs one candidate that learns from one block."
                 )
         if not isinstance(self.aggressiveness, int | float) or not self.aggressiveness > 1:
             raise InputError(f"aggressiveness must be a number above 1, got {self.aggressiveness!r}.")
@@ -130,8 +142,8 @@ class Settings:
             self.patience is not True and self.patience and self.patience < 2
         ):
             raise InputError(
-                f"patience must be False, True or an integer of at least 2, got {self.patience!r}: one call alone "
-                "would always detect a plateau."
+                f"patience must be an integer, or True or False, got {self.patience!r}: less than 2 would always detect a "
+                "plateau. Set patience >= 2."
             )
 
     def metadata(self, estimator: Estimator, parameters: Any) -> dict[str, Any] | None:
@@ -140,6 +152,8 @@ class Settings:
             return None
         rule = self._rule(estimator, parameters)
         found: dict[str, Any] = rule.metadata
+        for bracket in found.get("brackets", ()):
+            bracket[HALVING] = {name: bracket[HALVING][name] for name in _HALVING_PARAMS}
         return found
 
     def _rule(self, estimator: Estimator, parameters: Any) -> Any:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import is_classifier, is_regressor
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.pipeline import Pipeline
 
 from dpipe.blocks.rows import Rows
 from dpipe.blocks.threads import single_threaded_blas
@@ -18,6 +19,8 @@ from dpipe.validate.curves import ScoreRuns, ranking
 from dpipe.validate.metrics import METRICS, check_scoring, want_of
 from dpipe.validate.states import ScoredBlock, Want
 
+#: The `score` of most estimators: accuracy, r2, or none.
+_USUAL = (None, ClassifierMixin.score, RegressorMixin.score)
 #: What an estimator without a metric of its kind is scored by.
 OWN = "its own score"
 
@@ -30,8 +33,8 @@ def scoring_of(scoring: Any, estimator: Estimator) -> str:
     InputError
         If it names several, or none that suits the estimator.
     """
-    own = not is_classifier(estimator) and not is_regressor(estimator) and hasattr(estimator, "score")
-    if scoring is None and own:
+    learner = estimator.steps[-1][1] if type(estimator) is Pipeline else estimator
+    if scoring is None and getattr(type(learner), "score", None) not in _USUAL:
         return OWN
     names = check_scoring(scoring, estimator)
     if len(names) > 1:
@@ -47,16 +50,18 @@ class OwnScore:
     """Scores of blocks by an estimator's own method, and the rows that they are of."""
 
     weight: float
-    total: float
+    mean: float
 
     @classmethod
     def of(cls, block: Any, want: Want) -> "OwnScore":
         """Take the score of one block."""
-        return cls(float(len(block.y)), float(len(block.y) * block.answers["score"]))
+        return cls(float(len(block.y)), float(block.answers["score"]))
 
     def merge(self, other: "OwnScore") -> "OwnScore":
         """Join with later rows."""
-        return OwnScore(self.weight + other.weight, self.total + other.total)
+        weight = self.weight + other.weight
+        # equal scores stay what they are, to the bit
+        return OwnScore(weight, self.mean + (other.mean - self.mean) * other.weight / weight)
 
 
 @dataclass(frozen=True)
@@ -160,5 +165,5 @@ def found_of(scored: Scored, metric: str) -> Found:
 def value_of(metric: str, state: Any) -> float:
     """Compute a metric from its merged state."""
     if metric == OWN:
-        return float(state.total / state.weight)
+        return float(state.mean)
     return float(METRICS[metric].value(ranking(state, metric) if isinstance(state, ScoreRuns) else state))

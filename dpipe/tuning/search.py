@@ -28,7 +28,7 @@ from dpipe.tuning.crossed import prepare_crossed
 from dpipe.tuning.foundation import lay_foundation
 from dpipe.tuning.prepared import metadata_of, prepared_search, search_plan, search_record
 from dpipe.tuning.results import cross_validated, histories, searched
-from dpipe.tuning.schedule import EARLY, METHODS, Settings
+from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Settings
 from dpipe.tuning.scoring import scoring_of
 from dpipe.tuning.space import check_space, drawn, grid, make_space
 from dpipe.tuning.streamed import Outcome, Race
@@ -211,7 +211,8 @@ class Search(BaseEstimator):  # type: ignore[misc]
         train, held = self._sides(source)
         classes = None if self.classes is None else np.asarray(self.classes)
         foundation = lay_foundation(space, train, classes_known=classes is not None, **place)
-        plan = search_plan(foundation.prepared.plan, foundation, space, settings, train, held, metric)
+        before = foundation.prepared.plan
+        plan = search_plan(self.estimator, before, foundation, space, settings, train, held, metric)
 
         def race() -> Race:
             fresh = settings.brackets(self.estimator, self.parameters)
@@ -309,17 +310,17 @@ class Search(BaseEstimator):  # type: ignore[misc]
     @property
     def metadata(self) -> dict[str, Any] | None:
         """What hyperband or halving will do, with dask-ml's names; None for other methods."""
-        found = self._checked().metadata(self.estimator, self.parameters)
-        if found is not None and "brackets" in found:
-            shown = ("decisions", "n_models", "bracket", "partial_fit_calls")
-            found["brackets"] = [{name: one[name] for name in shown} for one in found["brackets"]]
-        return found
+        return self._checked().metadata(self.estimator, self.parameters)
 
     @property
     def metadata_(self) -> dict[str, Any]:
         """What a search in brackets has done: candidates, calls of `partial_fit`, decisions."""
         check_is_fitted(self, "history_")
-        brackets = [self._brackets_[number] for number in sorted(self._brackets_)]
+        planned = {one["bracket"]: one[HALVING] for one in (self.metadata or {}).get("brackets", ())}
+        brackets = [
+            {**self._brackets_[number], **({HALVING: planned[number]} if planned else {})}
+            for number in sorted(self._brackets_)
+        ]
         found = {
             "partial_fit_calls": sum(one["partial_fit_calls"] for one in brackets),
             "n_models": sum(one["n_models"] for one in brackets),

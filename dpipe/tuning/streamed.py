@@ -118,6 +118,7 @@ class Runner:
         self._token = graph_token(race.train.X, race.train.y, race.seed, time.time_ns())
         self._held: list[Any] = []
         self._kept: dict[int, Any] = {}
+        self._held_lengths: tuple[int, ...] = ()
         self._began = time.monotonic()
         """When the search would have begun, had it not been stopped."""
         self._due, self._restored = 0.0, False
@@ -169,6 +170,7 @@ class Runner:
         self._bring({best.ident: self._last_of(best.ident)["partial_fit_calls"]})
         state = self._value(self.states[best.ident])
         self.outcome.best, self.outcome.learner = best.ident, state.learner
+        self.outcome.tally = replace(self.outcome.tally, lengths=self._held_lengths)
         self._write("end", (self.outcome.records, best.ident, *_frozen(state), self.outcome.tally))
         return self.outcome
 
@@ -238,7 +240,7 @@ class Runner:
 
     def _learn(self, goals: Mapping[Any, int], first: int, last: int) -> None:
         """Hand the blocks of some calls to all candidates that have not made them yet."""
-        graph, began = self._graph(), time.monotonic()
+        graph = self._graph()
         places = {call: block_of(self.race.seed, call, len(self._inputs)) for call in range(first, last)}
         blocks, new = self._blocks(graph, {block for _, block in places.values()})
         candidates = {c.ident: c for c in self.race.space.candidates if c.ident in goals}
@@ -267,7 +269,6 @@ class Runner:
             self.states[ident], self.told[ident] = state, one
         self._count(dict(zip(read, tallies, strict=True)), set(new), goals, places)
         self.calls.update(goals)
-        self.outcome.tally = self.outcome.tally.merge(Tally(busy_s=time.monotonic() - began))
 
     def _count(
         self, tallies: Mapping[int, Tally], new: set[int], goals: Mapping[Any, int], places: Mapping[int, Any]
@@ -329,11 +330,12 @@ class Runner:
         n_parts = min(len(candidates), -(-slots // len(inputs))) if self._held else 1
         collect = ScoreAll(self.race.metric, self._scoring)
         keys = []
-        for part in (candidates[i::n_parts] for i in range(n_parts)):
+        for i in range(n_parts):
+            part, name = candidates[i::n_parts], "search score" + (f" {i + 1}" if n_parts > 1 else "")
             held = graph.add(
                 "search-compared", collected, *(List(c.head, self.states[c.ident]) for c in part)
             )
-            merged = add_scan(graph, inputs, collect, held, name="search score", counted=False)
+            merged = add_scan(graph, inputs, collect, held, name=name, counted=False)
             keys.append(graph.add("search-scores", _with_tally, TaskRef(merged), self.race.metric))
         summary = graph.add("search-told", collected, *map(TaskRef, keys))
         found, _ = self._computed(graph, summary, [])
@@ -342,6 +344,7 @@ class Runner:
             scores |= {c.ident: one for c, one in zip(candidates[i::n_parts], each, strict=True)}
             if not self._held and i == 0:
                 self._add_scan_tally(tally)
+            self._held_lengths = tally.lengths
         read = self.outcome.read
         self.outcome.read = replace(read, scoring_blocks=read.scoring_blocks + len(inputs))
         return [self._record(c, scores[c.ident]) for c in candidates]
