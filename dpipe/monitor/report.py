@@ -128,8 +128,7 @@ def _plots(record: RunRecord) -> dict[str, Model]:
 def render_search(record: SearchRecord) -> str:
     """Return the picture of a search as a page of its own, which asks no host for anything."""
     plot = figures.brackets(record)
-    resources = Resources(mode="inline", components=["bokeh"])
-    page: str = file_html(plot, resources, title=f"Search by {html.escape(record.metric)}")
+    page: str = file_html(plot, Resources(mode="inline"), title=f"Search by {html.escape(record.metric)}")
     return page
 
 

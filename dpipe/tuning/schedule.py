@@ -142,8 +142,8 @@ class Settings:
             self.patience is not True and self.patience and self.patience < 2
         ):
             raise InputError(
-                f"patience must be an integer, or True or False, got {self.patience!r}: less than 2 would always detect a "
-                "plateau. Set patience >= 2."
+                f"patience must be an integer, or True or False, got {self.patience!r}: less than 2 would always "
+                "detect a plateau. Set patience >= 2."
             )
 
     def metadata(self, estimator: Estimator, parameters: Any) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """`search`: the best of many candidates, which learn from the same readings of the data."""
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 from sklearn.base import BaseEstimator, is_classifier
+from sklearn.exceptions import FitFailedWarning
 from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from dpipe.collect.source import Source, held_out, open_source
@@ -34,6 +38,11 @@ from dpipe.tuning.space import check_space, drawn, grid, make_space
 from dpipe.tuning.streamed import Outcome, Race
 from dpipe.validate.metrics import METRICS
 from dpipe.validate.score import score
+
+
+def _has(method: str) -> Callable[[Any], bool]:
+    """Offer a method where the estimator has it."""
+    return lambda search: hasattr(getattr(search, "best_estimator_", search.estimator), method)
 
 
 class Search(BaseEstimator):  # type: ignore[misc]
@@ -138,6 +147,13 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.cv = cv
         self.classes = classes
         self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        """Be what the estimator is: a classifier, a regressor."""
+        tags, own = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.estimator_type = own.estimator_type
+        tags.classifier_tags, tags.regressor_tags = own.classifier_tags, own.regressor_tags
+        return tags
 
     def fit(
         self,
@@ -286,6 +302,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.read_ = outcome.read
         self.scorer_ = race.metric
         self.n_splits_, self.multimetric_ = 1, False
+        _warn(self.failed_, len(candidates))
         self._record = search_record(outcome, race)
         self._brackets_ = metadata_of(outcome, race)
         return self.best_estimator_
@@ -305,6 +322,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.best_score_ = float(self.cv_results_["mean_test_score"][best])
         self.best_estimator_ = estimator
         self.failed_ = failed
+        _warn(failed, len(params))
         self.scorer_, self.n_splits_, self.multimetric_ = metric, scores.shape[1], False
 
     @property
@@ -338,18 +356,22 @@ class Search(BaseEstimator):  # type: ignore[misc]
         """Predict with the best estimator: lazily where X is a Dask collection."""
         return self._said(X, "predict")
 
+    @available_if(_has("predict_proba"))  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Any:
         """Give the best estimator's probabilities: lazily where X is a Dask collection."""
         return self._said(X, "predict_proba")
 
+    @available_if(_has("predict_log_proba"))  # type: ignore[untyped-decorator]
     def predict_log_proba(self, X: Any) -> Any:
         """Give the logarithms of the best estimator's probabilities."""
         return self._said(X, "predict_log_proba")
 
+    @available_if(_has("decision_function"))  # type: ignore[untyped-decorator]
     def decision_function(self, X: Any) -> Any:
         """Give the best estimator's decision function: lazily where X is a Dask collection."""
         return self._said(X, "decision_function")
 
+    @available_if(_has("transform"))  # type: ignore[untyped-decorator]
     def transform(self, X: Any) -> Any:
         """Transform with the best estimator: lazily where X is a Dask collection."""
         check_is_fitted(self, "best_estimator_")
@@ -371,6 +393,16 @@ class Search(BaseEstimator):  # type: ignore[misc]
         found = score(self.best_estimator_, X, y, scoring=self.scorer_)
         assert isinstance(found, float)
         return found
+
+
+def _warn(failed: Mapping[Any, str], n: int) -> None:
+    if failed:
+        ident, why = next(iter(failed.items()))
+        warnings.warn(
+            f"{len(failed)} of {n} candidates were dropped; failed_ tells why. Candidate {ident}: {why}",
+            FitFailedWarning,
+            stacklevel=2,
+        )
 
 
 def _last(estimator: Estimator) -> Estimator:
