@@ -229,11 +229,21 @@ def brackets(record: SearchRecord) -> figure:
     """
     plot = figure(height=360, sizing_mode="stretch_width", tools="", toolbar_location=None, x_axis_type="log")
     _dress(plot)
+    lines = sorted(record.lines, key=lambda each: each.best)  # the chosen one is drawn last
+    colours = [bracket_colour(line.bracket) for line in lines]
+    drawn = {
+        "x": [line.calls for line in lines],
+        "y": [line.scores for line in lines],
+        "colour": colours,
+        "width": [3.0 if line.best else 1.2 for line in lines],
+        "alpha": [1.0 if line.best else 0.45 for line in lines],
+    }
+    # one renderer for all lines: one for each would make the page slow
+    plot.multi_line(
+        "x", "y", line_color="colour", line_width="width", line_alpha="alpha", source=ColumnDataSource(drawn)
+    )
     points: dict[str, list[Any]] = {name: [] for name in ("x", "y", "colour", "candidate", "says")}
-    for line in sorted(record.lines, key=lambda each: each.best):
-        colour = bracket_colour(line.bracket)
-        width, alpha = (3.0, 1.0) if line.best else (1.2, 0.45)
-        plot.line(line.calls, line.scores, line_color=colour, line_width=width, line_alpha=alpha)
+    for line, colour in zip(lines, colours, strict=True):
         points["x"] += line.calls
         points["y"] += line.scores
         points["colour"] += [colour] * len(line.calls)
