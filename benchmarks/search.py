@@ -5,6 +5,7 @@ seconds, calls, blocks that were read, and the score of each result on rows that
 would have to do for the score of Hyperband is the expected best of k candidates that are trained to the end.
 """
 
+import math
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ def halving_in_memory(data: Data) -> Result:
     search = HalvingRandomSearchCV(
         model().set_params(max_iter=epochs, tol=0.0, n_iter_no_change=10**6),
         SPACE,
-        n_candidates=budget_of(data) // data.max_iter * 3,
+        n_candidates=_halving_candidates(data, epochs),
         min_resources="exhaust",
         cv=ShuffleSplit(1, test_size=0.2, random_state=data.seed),
         random_state=data.seed,
@@ -166,6 +167,18 @@ def halving_in_memory(data: Data) -> Result:
     learned += epochs * len(data.X)  # the best one, on all rows
     blocks = round(learned / data.block_rows)
     return Result(seconds, blocks, blocks, data.score(search.best_estimator_))
+
+
+def _halving_candidates(data: Data, epochs: int) -> int:
+    """Give the most candidates that halving can begin with in the budget."""
+    whole = epochs * len(data.X) / data.block_rows
+    n = 3
+    while True:
+        rounds = 1 + int(math.log(n + 1, 3))
+        last = sum(0.8 * whole * math.ceil((n + 1) / 3**i) / 3 ** (rounds - 1 - i) for i in range(rounds))
+        if last + whole > budget_of(data):
+            return n
+        n += 1
 
 
 def optuna_pruned(data: Data) -> Result:

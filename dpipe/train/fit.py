@@ -115,6 +115,11 @@ def prepare(
     budget = None if memory is None else parse_bytes(memory)
     own = getattr(estimator, "plan_own_fit", None)
     if own is not None:
+        if epochs != 1:
+            raise InputError(
+                f"epochs={epochs} goes with what learns in order by itself; in a {type(estimator).__name__}, max_iter "
+                "says how long candidates learn. Leave epochs out."
+            )
         planned: Prepared = own(X, y, sample_weight, memory=budget, client=client, workers=workers)
         return planned
     source = open_source(X, y, sample_weight)
@@ -514,7 +519,8 @@ def fit(
     Parameters
     ----------
     estimator : scikit-learn estimator or pipeline
-        Unfitted; it is not changed. `dpipe.estimators()` lists what can be fitted.
+        Unfitted; it is not changed. `dpipe.estimators()` lists what can be fitted. A `dpipe.Search` gives the best
+        of its candidates, and holds its results afterwards.
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
         Of shape (n_samples, n_features). Arrays may have unknown row counts.
     y, sample_weight : series, array, or str, optional

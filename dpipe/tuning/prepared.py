@@ -19,6 +19,7 @@ from dpipe.sizes import counted
 from dpipe.train.fit import OwnFit, Prepared, check_rows, run_passes
 from dpipe.tuning.foundation import Foundation
 from dpipe.tuning.schedule import Settings
+from dpipe.tuning.scoring import RANKED_NBYTES, held_nbytes
 from dpipe.tuning.space import Space
 from dpipe.tuning.streamed import Outcome, Race, Runner
 
@@ -117,6 +118,9 @@ def search_plan(
     # each way of preprocessing makes a matrix of its own of a block
     own = None if base.projected_nbytes is None else base.projected_nbytes - before.reserved_nbytes
     projected = None if own is None else before.reserved_nbytes + len(space.heads) * own
+    if projected is not None and held.n_rows is not None:
+        ranked = held_nbytes(metric, len(space.candidates), held.n_rows)
+        projected += min(ranked, before.threads * RANKED_NBYTES) if kept else ranked
     step = PassPlan(
         number=len(before.passes) + 1,
         way="search",

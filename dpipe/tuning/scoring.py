@@ -14,15 +14,23 @@ from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.registry import Estimator
 from dpipe.run.state import PassState, states_of
+from dpipe.sizes import MIB
 from dpipe.tuning.learning import reason
 from dpipe.validate.curves import ScoreRuns, ranking
 from dpipe.validate.metrics import METRICS, check_scoring, want_of
 from dpipe.validate.states import ScoredBlock, Want
 
+#: Candidates whose scores take more than this are compared one part of them after another, if rows are kept.
+RANKED_NBYTES = 128 * MIB
 #: The `score` of most estimators: accuracy, r2, or none.
 _USUAL = (None, ClassifierMixin.score, RegressorMixin.score)
 #: What an estimator without a metric of its kind is scored by.
 OWN = "its own score"
+
+
+def held_nbytes(metric: str, n_candidates: int, n_rows: int) -> int:
+    """Bytes that scoring holds until its end: ranks need the scores of all rows, other metrics sums alone."""
+    return 8 * n_candidates * n_rows if metric in METRICS and METRICS[metric].state is ScoreRuns else 0
 
 
 def scoring_of(scoring: Any, estimator: Estimator) -> str:

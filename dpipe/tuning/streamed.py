@@ -38,7 +38,7 @@ from dpipe.tuning.learning import (
     tally_of,
 )
 from dpipe.tuning.schedule import Bracket
-from dpipe.tuning.scoring import Found, ScoreAll, scores_of
+from dpipe.tuning.scoring import RANKED_NBYTES, Found, ScoreAll, held_nbytes, scores_of
 from dpipe.tuning.space import Candidate, Space
 
 #: Recording the candidates takes at most one part in so many of the time.
@@ -325,9 +325,7 @@ class Runner:
             ]
         graph = self._graph()
         graph.tasks.update({} if self._held else self._held_shared)
-        # blocks that are held cost nothing to go through again: few of them are shared out by candidates
-        slots = self.place.threads * self.place.workers
-        n_parts = min(len(candidates), -(-slots // len(inputs))) if self._held else 1
+        n_parts = self._score_parts(len(candidates)) if self._held else 1
         collect = ScoreAll(self.race.metric, self._scoring)
         keys = []
         for i in range(n_parts):
@@ -344,10 +342,17 @@ class Runner:
             scores |= {c.ident: one for c, one in zip(candidates[i::n_parts], each, strict=True)}
             if not self._held and i == 0:
                 self._add_scan_tally(tally)
-            self._held_lengths = tally.lengths
+                self._held_lengths = tally.lengths
         read = self.outcome.read
         self.outcome.read = replace(read, scoring_blocks=read.scoring_blocks + len(inputs))
         return [self._record(c, scores[c.ident]) for c in candidates]
+
+    def _score_parts(self, n_candidates: int) -> int:
+        """Share the candidates out: blocks that are held cost nothing to go through again."""
+        slots = self.place.threads * self.place.workers
+        spread = -(-slots // len(self._held))
+        nbytes = held_nbytes(self.race.metric, n_candidates, sum(self._held_lengths))
+        return min(n_candidates, max(spread, -(-nbytes // RANKED_NBYTES)))
 
     def _add_scan_tally(self, tally: Tally) -> None:
         self.outcome.tally = self.outcome.tally.merge(replace(tally, lengths=()))
@@ -370,6 +375,7 @@ class Runner:
         found, self._held = self._computed(graph, graph.add("search-told", collected, *tallies), keys)
         for tally in found:
             self._add_tally(tally)
+        self._held_lengths = tuple(tally.rows for tally in found)
 
     def _record(self, candidate: Candidate, found: Found) -> dict[str, Any]:
         failed, seconds, calls = self.told[candidate.ident]

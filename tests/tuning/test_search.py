@@ -8,6 +8,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import scipy.stats
 from distributed import Client
 from sklearn.base import BaseEstimator, clone
@@ -16,7 +17,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.exceptions import FitFailedWarning
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -325,6 +326,20 @@ def test_weights_classes_and_what_has_no_targets():
     assert groups.transform(DX).compute().shape == (N_BLOCKS * N, 8)
 
 
+def test_sparse_rows_texts_as_labels_and_ranks():
+    labels = DY.map_blocks(lambda y: np.array(["no", "yes"], dtype=object)[y], dtype=object)
+    options = {"max_iter": 9, "scoring": "roc_auc"}
+    found = dpipe.search(SGDClassifier(random_state=0), ALPHAS, DX, labels, **options)
+    wanted = dpipe.search(SGDClassifier(random_state=0), ALPHAS, DX, DY, **options)
+    assert found.best_estimator_.classes_.tolist() == ["no", "yes"]
+    np.testing.assert_array_equal(found.best_estimator_.coef_, wanted.best_estimator_.coef_)
+    sparse = DX.map_blocks(scipy.sparse.csr_matrix, dtype=float)
+    assert dpipe.search(SGDClassifier(random_state=0), ALPHAS, sparse, DY, **options).best_score_ > 0.7
+    _, (held_X, held_y) = sides()
+    said = wanted.best_estimator_.decision_function(held_X)
+    assert wanted.best_score_ == pytest.approx(roc_auc_score(held_y, said), abs=1e-12)
+
+
 def test_a_candidate_that_raises_or_diverges_is_dropped_and_told_of():
     space = {"mood": ["well", "raises", "diverges"]}
     with pytest.warns(FitFailedWarning, match=r"2 of 3 candidates were dropped"):
@@ -434,6 +449,11 @@ def test_a_budget_that_is_too_small():
         dpipe.search(SGDClassifier(), ALPHAS, DX, DY, memory="1 MiB")
 
 
+def test_epochs_are_its_own():
+    with raise_if_computes(), pytest.raises(InputError, match="epochs=3 goes with"):
+        dpipe.fit(dpipe.Search(SGDClassifier(), ALPHAS), DX, DY, epochs=3)
+
+
 def test_targets_must_be_there():
     with raise_if_computes(), pytest.raises(InputError, match="y is None"):
         dpipe.search(SGDClassifier(), ALPHAS, DX)
@@ -487,6 +507,7 @@ def test_in_a_pipeline(tmp_path):
     run = pipe.run(progress=False)
     assert type(run.model) is type(model)
     assert run.metrics["accuracy"] > 0.6
+    assert asked.best_params_["sgdclassifier__alpha"] == run.model[-1].alpha
     record = RunRecord.read(tmp_path / "run" / "run.json")
     assert [one.way for one in record.passes] == ["merge", "search", "score"]
     assert sum(line.best for line in record.searches[0].lines) == 1
