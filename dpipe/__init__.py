@@ -21,6 +21,7 @@ from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.quantile import quantile
+from dpipe.tuning.search import Search, search
 from dpipe.validate.score import score
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Epoch",
     "Epochs",
     "Pipeline",
+    "Search",
     "check_leaks",
     "drift",
     "estimators",
@@ -45,6 +47,7 @@ __all__ = [
     "register",
     "repartition",
     "score",
+    "search",
     "shuffle",
     "split",
     "transform",

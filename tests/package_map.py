@@ -19,6 +19,7 @@ ORDER = (
     "cli",
     "testing",
     "pipeline",
+    "tuning",
     "deploy",
     "outputs",
     "train",

@@ -12,7 +12,7 @@ def hashes(keys: pd.DataFrame, random_state: int = 0) -> np.ndarray:
     if not len(keys):
         return np.zeros(0, dtype=np.uint64)
     plain = pd.DataFrame({i: _as_hashed(keys.iloc[:, i]) for i in range(keys.shape[1])})
-    return mixed_hashes(pd.util.hash_pandas_object(plain, index=False).to_numpy(), random_state)
+    return _mixed(pd.util.hash_pandas_object(plain, index=False).to_numpy(), random_state)
 
 
 def checksum(rows: pd.DataFrame) -> int:
@@ -28,7 +28,7 @@ def checksum(rows: pd.DataFrame) -> int:
 
 
 @np.errstate(over="ignore")
-def mixed_hashes(hashed: np.ndarray, random_state: int) -> np.ndarray:
+def _mixed(hashed: np.ndarray, random_state: int) -> np.ndarray:
     """Scramble hashes by a seed, as SplitMix64 does: pandas leaves a key out where it hashes numbers.
 
     References

@@ -11,14 +11,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from dpipe.blocks.hashes import mixed_hashes
 from dpipe.blocks.rows import Rows
 from dpipe.blocks.table import n_rows
 
 #: Tell the streams of random numbers of one seed apart.
 _OF_BLOCKS, _OF_ROWS = 0, 1
-#: More rows than a block can have: with the number of the block before them, rows are told apart by one number.
-_MOST_ROWS_BITS = 36
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,6 @@ def mixed_rows(lengths: Sequence[int], visit: Visit, random_state: int) -> list[
     """
     found = _random(random_state, _OF_ROWS, visit.epoch, visit.group).permutation(sum(lengths))
     return np.split(found, np.cumsum(lengths)[:-1])
-
-
-def held_out(n: int, block: int, share: float, random_state: int) -> np.ndarray:
-    """Mark the rows of a block that are held out, by a hash of their place; bool of shape (n,)."""
-    places = np.arange(n, dtype=np.uint64) + (np.uint64(block) << np.uint64(_MOST_ROWS_BITS))
-    found: np.ndarray = mixed_hashes(places, random_state) < np.uint64(min(share * 2.0**64, 2.0**64 - 2**12))
-    return found
 
 
 def _random(random_state: int, *stream: int) -> np.random.Generator:

@@ -112,17 +112,6 @@ def take_rows(block: Block, rows: slice) -> Block:
     return block[rows]
 
 
-def keep_rows(block: Block, kept: np.ndarray) -> Block:
-    """Take the rows of a block that are marked; `kept` is bool, of shape (n_rows,)."""
-    if isinstance(block, pa.Table):
-        return block.filter(pa.array(kept))
-    if isinstance(block, pd.DataFrame):
-        return block.loc[kept]
-    if isinstance(block, Categories):
-        return Categories(tuple(replace(column, codes=column.codes[kept]) for column in block.columns))
-    return block[kept]
-
-
 def to_pandas(block: Block) -> Block:
     """Give scikit-learn what it knows: a frame for a table, arrays as they are."""
     if isinstance(block, pa.Table):

@@ -17,10 +17,10 @@ from dask.base import flatten
 from dask.task_spec import DataNode, GraphNode, Task
 
 from dpipe.blocks.flows import tell_again
-from dpipe.blocks.order import held_out
+from dpipe.blocks.held_out import HeldOut
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.scratch import ScratchBlock
-from dpipe.blocks.table import keep_rows, n_rows, plain_strings
+from dpipe.blocks.table import plain_strings
 from dpipe.collect.csv import CsvBlock
 from dpipe.collect.parquet import BlockSpec, ParquetReader
 from dpipe.errors import SourceError
@@ -152,30 +152,29 @@ class ScratchLoad:
 
 
 @dataclass(frozen=True)
-class PortionLoad:
-    """The rows of a block that are held out, or all others."""
+class PartLoad:
+    """Some of the rows of a block: those that are held out, or the others."""
 
     load: "Load"
-    block: int
-    """The block's place among all: rows are chosen by a hash of their place."""
-    share: float
-    random_state: int
-    held: bool
+    part: HeldOut
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        """Keys of what is computed outside."""
+        """What the block waits for."""
         return self.load.needs
+
+    @property
+    def files(self) -> tuple[BlockSpec, ...]:
+        """The parts of files that the block reads."""
+        return getattr(self.load, "files", ())
 
     def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
         """Load the block, and leave the other rows out."""
-        rows = self.load(inputs)
-        kept = held_out(n_rows(rows.X), self.block, self.share, self.random_state) == self.held
-        y, w = (None if values is None else values[kept] for values in (rows.y, rows.w))
-        return Rows(keep_rows(rows.X, kept), y, w)
+        return self.part.of(self.load(inputs))
 
 
-Load = ReadLoad | GraphLoad | HeldLoad | ScratchLoad | PortionLoad
+WholeLoad = ReadLoad | GraphLoad | HeldLoad
+Load = WholeLoad | ScratchLoad | PartLoad
 
 
 def as_block(X: Any) -> Any:
@@ -196,7 +195,7 @@ def _pack(*parts: Any) -> tuple[Any, ...]:
     return parts
 
 
-def frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[Load]]:
+def frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[WholeLoad]]:
     """Give what loads each partition, and the tasks that several of them share."""
     parts = [part for part in (X, y, w) if part is not None]
     # one expression for all parts: Dask then reads what they share once
@@ -211,7 +210,7 @@ def frame_loads(X: dd.DataFrame, y: Any, w: Any) -> tuple[Graph, list[Load]]:
     return _inline(dict(packed.__dask_graph__()), packed, (True, y is not None, w is not None))
 
 
-def array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[Load]]:
+def array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[WholeLoad]]:
     """Give what loads each block of rows, and the tasks that several of them share."""
     parts = [part for part in (X, y, w) if part is not None]
     # one array of tuples for all parts: optimised apart, each would read again what they share
@@ -243,7 +242,7 @@ def _pack_blocks(*parts: Any) -> tuple[Any, ...]:
     return tuple(part[0] if isinstance(part, list) else part for part in parts)
 
 
-def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tuple[Graph, list[Load]]:
+def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tuple[Graph, list[WholeLoad]]:
     """Move the tasks that only one block needs into that block's load.
 
     What several blocks need (a shuffle, an array held in memory) stays outside as tasks of its own, and
@@ -254,7 +253,7 @@ def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tupl
     reach = [_ancestors(graph, key) for key in keys]
     users = Counter(key for ancestors in reach for key in ancestors)
     outside = {key for key, n in users.items() if n > 1 or key not in graph}
-    loads: list[Load] = []
+    loads: list[WholeLoad] = []
     for i, (output, ordered) in enumerate(zip(keys, reach, strict=True)):
         own = {key: graph[key] for key in ordered if key not in outside}
         needs = {k for task in own.values() for k in task.dependencies if k in outside}

@@ -20,6 +20,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 from dask.dataframe.dask_expr.io.io import FromMapProjectable
 
+from dpipe.blocks.held_out import HeldOut
 from dpipe.blocks.rows import Rows, RowsAt, as_target, checked
 from dpipe.blocks.table import nbytes as block_nbytes
 from dpipe.blocks.table import plain_strings
@@ -28,7 +29,9 @@ from dpipe.collect.loads import (
     Graph,
     HeldLoad,
     Load,
+    PartLoad,
     ReadLoad,
+    WholeLoad,
     array_loads,
     as_block,
     as_objects,
@@ -63,6 +66,8 @@ class Source:
     """Whether X was given as a series, a list or an array of one dimension; its blocks have one column."""
     decoded: str = "pandas"
     """What a block is decoded to: "arrow", "pandas", "numpy" or "memory"."""
+    parts: tuple[HeldOut, ...] = ()
+    """Which rows of each block there are, where the others are held out; empty for all of them."""
 
     @property
     def n_blocks(self) -> int:
@@ -111,6 +116,12 @@ class Source:
         with_X : bool, default True
             Whether X is needed, or y and the weights alone.
         """
+        shared, loads = self._whole_loads(columns, with_X)
+        if not self.parts:
+            return shared, loads
+        return shared, [PartLoad(load, part) for load, part in zip(loads, self.parts, strict=True)]
+
+    def _whole_loads(self, columns: Sequence[int] | None, with_X: bool) -> tuple[Graph, Sequence[WholeLoad]]:
         names = list(self.names) if columns is None else [self.names[j] for j in columns]
         if isinstance(self.X, dd.DataFrame):
             direct = _direct_loads(self.X, self.y, self.w, names if with_X else [])
@@ -119,6 +130,17 @@ class Source:
             return array_loads(self.X, self.y, self.w)
         X = self.X if columns is None or self.frame is None else self.X[names]
         return {}, [HeldLoad(checked(Rows(as_block(X), as_target(self.y), as_target(self.w)), "X"))]
+
+
+def held_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """Split a source by a draw in each of its blocks: the rows to learn from, and those that are held out."""
+
+    def side(held: bool) -> Source:
+        parts = tuple(HeldOut(share, seed, i, held) for i in range(source.n_blocks))
+        rows = tuple(part.n_of(n) for part, n in zip(parts, source.rows, strict=True))
+        return replace(source, parts=parts, rows=rows)
+
+    return side(False), side(True)
 
 
 def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from dpipe.blocks.folds import Folds
+from dpipe.blocks.held_out import kept
 from dpipe.blocks.rows import Rows
-from dpipe.blocks.side_by_side import SideBySide
-from dpipe.blocks.table import Block, to_pandas
 
 View = Callable[[Rows], Rows]
 
@@ -110,18 +107,3 @@ def two_dimensional(y: Any) -> np.ndarray:
     """Give targets as a matrix."""
     values = np.asarray(y)
     return values.reshape(-1, 1) if values.ndim == 1 else values
-
-
-def kept(rows: Rows, mask: np.ndarray) -> Rows:
-    """Leave rows out; those that are left stand nowhere in the data set any more."""
-    y, w = (None if values is None else np.asarray(values)[mask] for values in (rows.y, rows.w))
-    return Rows(_taken(rows.X, mask), y, w)
-
-
-def _taken(block: Block, mask: np.ndarray) -> Block:
-    if isinstance(block, pa.Table):
-        return block.filter(pa.array(mask))
-    if isinstance(block, SideBySide):
-        return block.taken(mask)
-    value = to_pandas(block)
-    return value[mask] if not isinstance(value, pd.DataFrame) else value.loc[mask]

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dpipe.blocks.order import Visit, held_out, mixed_rows, neighbours_apart, visits
+from dpipe.blocks.held_out import HeldOut
+from dpipe.blocks.order import Visit, mixed_rows, neighbours_apart, visits
 from dpipe.errors import InputError
 from dpipe.sizes import counted
 
@@ -252,7 +253,7 @@ class Epochs:
         """Number the rows of a block that are learned from: all that are not held out."""
         if self.share is None:
             return np.arange(n)
-        return np.flatnonzero(~held_out(n, block, self.share, self.random_state))
+        return np.flatnonzero(HeldOut(self.share, self.random_state, block, held=False).mask(n))
 
     def ahead(self, window: int) -> int:
         """Give the blocks to prepare ahead: at least two for each learner."""

@@ -65,11 +65,11 @@ def predict_block(fitted: Estimator, block: Block, method: str) -> Any:
 def predictions(fitted: Estimator, block: Block, methods: Sequence[str]) -> dict[str, Any]:
     """Call several methods of a fitted estimator on one block, which is transformed once."""
     if "transform" in methods:
-        return {method: to_matrix(_transformed(fitted, block)) for method in methods}
+        return {method: to_matrix(transformed(fitted, block)) for method in methods}
     last, value = fitted, _in_its_dimensions(fitted, block)
     while type(last) is Pipeline and _is_plain(last):
         for _, step in last.steps[:-1]:
-            value = _transformed(step, value)
+            value = transformed(step, value)
         last = last.steps[-1][1]
     matrix = _accepted(last, learner_matrix(value))
     # were each block's product spread over several threads, its last bits would depend on their number
@@ -108,7 +108,8 @@ def final_estimator(fitted: Estimator) -> Estimator:
     return fitted
 
 
-def _transformed(fitted: Estimator, value: Block) -> Block:
+def transformed(fitted: Estimator, value: Block) -> Block:
+    """Transform one block with a fitted tree."""
     if fitted is None or _is(fitted, "passthrough"):
         return value
     value = _in_its_dimensions(fitted, value)
@@ -116,13 +117,13 @@ def _transformed(fitted: Estimator, value: Block) -> Block:
         return fitted.transform(_accepted(fitted, to_matrix(value)))
     if type(fitted) is Pipeline:
         for _, step in fitted.steps:
-            value = _transformed(step, value)
+            value = transformed(step, value)
         return value
     if type(fitted) is ColumnTransformer and not fitted.transformer_weights:
         return _transformed_columns(fitted, value)
     if type(fitted) is FeatureUnion and not fitted.transformer_weights:
         kept = [part for _, part in fitted.transformer_list if not _is(part, "drop")]
-        return _stacked([_transformed(part, value) for part in kept], value, None)
+        return _stacked([transformed(part, value) for part in kept], value, None)
     kernel = _kernel(fitted)
     if kernel is not None:
         try:
@@ -165,7 +166,7 @@ def _transformed_columns(fitted: ColumnTransformer, value: Block) -> Block:
         if not positions:
             continue
         chosen = select(value, positions)
-        parts.append(_transformed(part, one_column(chosen) if np.isscalar(columns) else chosen))
+        parts.append(transformed(part, one_column(chosen) if np.isscalar(columns) else chosen))
     return _stacked(parts, value, getattr(fitted, "sparse_output_", None))
 
 

@@ -10,13 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
 from bokeh.models.annotations import Span
 from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 
-from dpipe.monitor.record import CurveRecord, MemoryRecord, PassRecord
+from dpipe.monitor.record import CurveRecord, MemoryRecord, PassRecord, SearchRecord
 from dpipe.sizes import format_bytes, format_seconds
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -30,7 +31,9 @@ WAY_COLOURS = {
     "boost": "#a8603a",
     "score": "#4b8f6b",
     "write": "#7d6aa8",
+    "search": "#a8577e",
 }
+BRACKET_COLOURS = (BLUE, AMBER, "#4b8f6b", "#7d6aa8", "#3a8fa3", "#a8577e", "#8c6d46", "#64727f")
 OTHER_COLOUR = "#8b97a3"
 
 # A bar for each pass up to here; beyond, the passes of one stage share a row.
@@ -208,9 +211,61 @@ def curve(record: CurveRecord) -> figure:
     return plot
 
 
+def bracket_colour(bracket: int) -> str:
+    """Colour of the candidates of one bracket."""
+    return BRACKET_COLOURS[bracket % len(BRACKET_COLOURS)]
+
+
+def brackets(record: SearchRecord) -> figure:
+    """Draw the score of each candidate of a search over its calls of `partial_fit`, brackets in colours.
+
+    Parameters
+    ----------
+    record : SearchRecord
+        With at least one score that is a number.
+
+    Returns
+    -------
+    bokeh.plotting.figure
+        As wide as the page. The chosen candidate is drawn thicker; calls are on a logarithmic axis.
+    """
+    plot = figure(height=360, sizing_mode="stretch_width", tools="", toolbar_location=None, x_axis_type="log")
+    _dress(plot)
+    lines = sorted(record.lines, key=lambda each: each.best)  # the chosen one is drawn last
+    colours = [bracket_colour(line.bracket) for line in lines]
+    drawn = {
+        "x": [line.calls for line in lines],
+        "y": [line.scores for line in lines],
+        "colour": colours,
+        "width": [3.0 if line.best else 1.2 for line in lines],
+        "alpha": [1.0 if line.best else 0.45 for line in lines],
+    }
+    # one renderer for all lines: one for each would make the page slow
+    plot.multi_line(
+        "x", "y", line_color="colour", line_width="width", line_alpha="alpha", source=ColumnDataSource(drawn)
+    )
+    points: dict[str, list[Any]] = {name: [] for name in ("x", "y", "colour", "candidate", "says")}
+    for line, colour in zip(lines, colours, strict=True):
+        points["x"] += line.calls
+        points["y"] += line.scores
+        points["colour"] += [colour] * len(line.calls)
+        points["candidate"] += [f"{line.candidate}{' (chosen)' if line.best else ''}"] * len(line.calls)
+        points["says"] += [line.says] * len(line.calls)
+    dots = plot.scatter("x", "y", size=5, color="colour", source=ColumnDataSource(points))
+    plot.add_tools(_hover(dots, "@candidate", ["@says", "@y{0.0000} after @x calls"]))
+    plot.xaxis.axis_label, plot.yaxis.axis_label = "calls of partial_fit", _label(record.metric)
+    return plot
+
+
 def _figure(height: int) -> figure:
     """Make an empty figure in the page's style."""
     plot = figure(height=height, sizing_mode="stretch_width", tools="", toolbar_location=None)
+    _dress(plot)
+    return plot
+
+
+def _dress(plot: figure) -> None:
+    """Give a figure the page's style."""
     plot.outline_line_color = None
     plot.min_border_right = 16
     plot.xgrid.grid_line_color = plot.ygrid.grid_line_color = LINE
@@ -223,7 +278,6 @@ def _figure(height: int) -> figure:
         axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
         axis.axis_label_text_font_style = "normal"
         axis.axis_label_standoff = 8
-    return plot
 
 
 def _range(start: float, end: float) -> Range1d:

@@ -22,7 +22,7 @@ import psutil
 
 from dpipe.errors import InputError, RecordError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STAGE_KINDS = ("collect", "split", "preprocess", "train", "validate", "deploy")
 
 
@@ -152,6 +152,39 @@ class CurveRecord:
 
 
 @dataclass(frozen=True)
+class SearchLine:
+    """One candidate of a search: its scores over its calls of `partial_fit`."""
+
+    candidate: str
+    bracket: int
+    says: str
+    """Its parameters, in words."""
+    calls: tuple[int, ...]
+    scores: tuple[float, ...]
+    """NaN where it failed."""
+    best: bool = False
+    """Whether it is the one that was chosen."""
+
+    @property
+    def n_calls(self) -> int:
+        """Calls that it made."""
+        return max(self.calls, default=0)
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """All candidates of a search, by one metric."""
+
+    metric: str
+    lines: tuple[SearchLine, ...]
+
+    @property
+    def brackets(self) -> list[int]:
+        """Numbers of the brackets, in ascending order."""
+        return sorted({line.bracket for line in self.lines})
+
+
+@dataclass(frozen=True)
 class MachineRecord:
     """The machine that ran it."""
 
@@ -195,7 +228,7 @@ class RunRecord:
         Worker processes, and threads in each.
     dashboard : str or None
         Address of Dask's dashboard while it ran.
-    stages, passes, curves : tuple
+    stages, passes, curves, searches : tuple
         In the order in which they ran.
     memory : MemoryRecord
         Peak and course of the memory.
@@ -233,6 +266,7 @@ class RunRecord:
     references: dict[str, float] = dataclasses.field(default_factory=dict)
     required: dict[str, float] = dataclasses.field(default_factory=dict)
     curves: tuple[CurveRecord, ...] = ()
+    searches: tuple[SearchRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

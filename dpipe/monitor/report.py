@@ -1,5 +1,6 @@
 """The report of a run: one HTML page that holds all it needs and asks no host for anything."""
 
+import html
 import importlib.resources
 import math
 import os
@@ -9,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
-from bokeh.embed import components
+from bokeh.embed import components, file_html
 from bokeh.models import Model
 from bokeh.resources import Resources
 
 from dpipe.monitor import figures
 from dpipe.monitor.advice import advise
-from dpipe.monitor.record import RunRecord, write_whole
+from dpipe.monitor.record import RunRecord, SearchRecord, write_whole
 from dpipe.sizes import counted, format_bytes, format_rows, format_seconds
 
 _MOST_COLLECTS = 8
@@ -116,7 +117,19 @@ def _plots(record: RunRecord) -> dict[str, Model]:
     if len(record.memory.samples) > 1:
         plots["memory_course"] = figures.memory_course(record.memory)
     plots |= {f"curve_{i}": figures.curve(one) for i, one in enumerate(record.curves) if one.x}
+    plots |= {
+        f"search_{i}": figures.brackets(one)
+        for i, one in enumerate(record.searches)
+        if any(math.isfinite(score) for line in one.lines for score in line.scores)
+    }
     return plots
+
+
+def render_search(record: SearchRecord) -> str:
+    """Return the picture of a search as a page of its own, which asks no host for anything."""
+    plot = figures.brackets(record)
+    page: str = file_html(plot, Resources(mode="inline"), title=f"Search by {html.escape(record.metric)}")
+    return page
 
 
 def _moment(started: str) -> str:

@@ -18,7 +18,15 @@ from dpipe.blocks.flows import Flow
 from dpipe.blocks.rows import Tally
 from dpipe.errors import InputError, LedgerError
 from dpipe.monitor.progress import Progress
-from dpipe.monitor.record import CurveRecord, MachineRecord, MemoryRecord, PassRecord, RunRecord, StageRecord
+from dpipe.monitor.record import (
+    CurveRecord,
+    MachineRecord,
+    MemoryRecord,
+    PassRecord,
+    RunRecord,
+    SearchRecord,
+    StageRecord,
+)
 from dpipe.monitor.report import write_report
 from dpipe.monitor.sampler import MemorySampler
 from dpipe.plan_record import Plan
@@ -94,6 +102,7 @@ class Session:
         self.references: dict[str, float] = {}
         self.required: dict[str, float] = {}
         self.curves: tuple[CurveRecord, ...] = ()
+        self.searches: tuple[SearchRecord, ...] = ()
         self.notes: list[str] = []
         self.dashboard: str | None = None
         self.workers, self.threads = 1, 1
@@ -138,6 +147,12 @@ class Session:
             self.note(
                 f"{event['pass']} is not recorded, a stopped run reads it again: {event['unrecorded']}."
             )
+            return
+        if "search" in event:
+            self.searches = (*self.searches, event["search"])
+            return
+        if "said" in event:
+            self.note(event["said"])
             return
         if "flow" in event:
             # a block that is read again says the same again
@@ -258,6 +273,7 @@ class Session:
             references=self.references,
             required=self.required,
             curves=self.curves,
+            searches=self.searches,
         )
 
     def write(self, *, finished: bool) -> Path:

@@ -28,7 +28,8 @@ from dpipe.pipeline.conservation import counted
 from dpipe.pipeline.runner import Runner
 from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_arguments
 from dpipe.sizes import parse_bytes
-from dpipe.train.fit import delayed_fit, on_record, prepare
+from dpipe.train.fit import delayed_fit, on_record
+from dpipe.train.prepare import prepare
 from dpipe.validate.score import check_scoring, score
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dask.task_spec import GraphNode
 
-from dpipe.collect.loads import GraphLoad, HeldLoad, Load, ReadLoad
+from dpipe.collect.loads import GraphLoad, HeldLoad, Load, PartLoad, ReadLoad
 from dpipe.errors import LedgerError
 from dpipe.ledger.book import Ledger, Place, Reading
 from dpipe.ledger.codec import decode, encode
@@ -92,7 +92,7 @@ class Recorded:
 
     def _key_of(self, each: Input, known: Mapping[Any, str]) -> str:
         place = [str(each.at)] if self._placed else []
-        if isinstance(each.load, ReadLoad | GraphLoad):
+        if isinstance(each.load, ReadLoad | GraphLoad | PartLoad):
             for block in each.load.files:
                 self._parts[f"the file {block.path}"] = str(block.stamp)
         return joined(_load_fingerprint(self._taker, each.load, known), *place)
@@ -136,6 +136,15 @@ class Recorded:
             if n_recorded:
                 self._note(f"{self._name}: {_of_blocks(n_recorded, len(inputs))} of {name} on record.")
         return pages
+
+    def say(self, text: str) -> None:
+        """Tell something of this stage."""
+        self._note(f"{self._name}: {text}")
+
+    @property
+    def ledger(self) -> Ledger | Reading:
+        """Where it looks, and writes."""
+        return self._ledger
 
     def told(self) -> None:
         """Tell of the passes and readings that are on record as a whole."""
@@ -247,6 +256,8 @@ def _load_fingerprint(taker: Fingerprinter, load: Load, known: Mapping[Any, str]
         return joined(found.get(load.output, str(load.output)), str(load.present))
     if isinstance(load, HeldLoad):
         return taker.of(list(load.rows[:3]))
+    if isinstance(load, PartLoad):
+        return joined(_load_fingerprint(taker, load.load, known), taker.of(load.part))
     raise Unknowable("a block in scratch has no source")
 
 

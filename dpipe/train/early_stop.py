@@ -8,10 +8,11 @@ import numpy as np
 from dask.task_spec import TaskRef
 from distributed import Client
 
+from dpipe.blocks.held_out import HeldOut
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.cluster.local import compute_keys
-from dpipe.collect.loads import PortionLoad
+from dpipe.collect.loads import PartLoad
 from dpipe.collect.source import Source, open_source
 from dpipe.errors import InputError
 from dpipe.families.compose import Fit, Walk, final_fit
@@ -276,7 +277,9 @@ class Stopping:
             portions = [
                 [
                     replace(
-                        each, at=None, load=PortionLoad(each.load, i, epochs.share, epochs.random_state, held)
+                        each,
+                        at=None,
+                        load=PartLoad(each.load, HeldOut(epochs.share, epochs.random_state, i, held)),
                     )
                     for i, each in enumerate(inputs)
                 ]

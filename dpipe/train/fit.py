@@ -3,29 +3,20 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import psutil
 from dask.delayed import Delayed
 from dask.task_spec import TaskRef
 from distributed import Client
-from sklearn.base import is_regressor
 
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
-from dpipe.blocks.scratch import free_nbytes
-from dpipe.cluster.local import Place, compute, compute_keys, find_place, running, scratch_folder
-from dpipe.collect.source import Source, open_source, source_name
-from dpipe.composites import catalog as composites
-from dpipe.errors import DpipeError, InputError, MemoryLimitError
-from dpipe.families import catalog
-from dpipe.families.compose import Walk, walk
+from dpipe.cluster.local import compute, compute_keys, running
+from dpipe.errors import DpipeError
 from dpipe.families.epochs import Epochs
-from dpipe.families.expression import RAW
 from dpipe.families.program import (
     Collector,
     Keeper,
@@ -35,174 +26,28 @@ from dpipe.families.program import (
     finish_stream,
 )
 from dpipe.families.refinement import Refinements
-from dpipe.families.registry import Estimator, Meta
+from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger, Reading
 from dpipe.monitor.events import listening
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
-from dpipe.planner import DataShape, Program, Resources, make_program, needs_places
+from dpipe.planner import needs_places
 from dpipe.run.graph import GraphBuilder, Input, add_inputs, graph_token
 from dpipe.run.keep import add_keep, kept_inputs
 from dpipe.run.recorded import Recorded, recalled_root
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
-from dpipe.sizes import parse_bytes
-from dpipe.train.average import check_average
-from dpipe.train.boosting.inputs import check_given, take_apart
 from dpipe.train.boosting.job import add_boosted
-from dpipe.train.early_stop import Stopping, Validation, open_validation, with_scoring
-from dpipe.train.resume import recorded_fit
-from dpipe.train.stream import Learning, told_classes
-
-assert catalog.FAMILIES, "the families register themselves when they are imported"
-assert composites.COMPOSITES, "and so do the composites"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A fit that is planned and can be run."""
-
-    source: Source
-    program: Program
-    place: Place
-    epochs: Epochs
-    validation: Validation | None = None
-    held_out: Source | None = None
-    """The rows that a boosted model is watched on."""
-
-    @property
-    def plan(self) -> Plan:
-        """The record of what it will do."""
-        return self.program.plan
-
-    def recorded(self, ledger: Ledger | Reading, name: str, note: Callable[[str], None]) -> Recorded:
-        """Look up in a ledger what is done already."""
-        return recorded_fit(ledger, name, self.source, self.program.walk, self.epochs, note)
-
-
-def prepare(
-    estimator: Estimator,
-    X: Any,
-    y: Any = None,
-    sample_weight: Any = None,
-    *,
-    epochs: int | Epochs = 1,
-    memory: int | str | None = None,
-    client: Client | None = None,
-    workers: int | None = None,
-    validation: Any = None,
-    qid: Any = None,
-) -> Prepared:
-    """Check the input of a fit and plan it; nothing is computed."""
-    if isinstance(estimator, type):
-        raise InputError(
-            f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}()."
-        )
-    seen = Epochs.of(epochs)
-    budget = None if memory is None else parse_bytes(memory)
-    given = take_apart(X, y, sample_weight, validation, qid)
-    source = open_source(given.X, given.y, given.w)
-    meta = Meta(
-        source.frame,
-        source.n_columns,
-        source.dtype,
-        source.sparse,
-        one_dimensional=source.one_dimensional,
-    )
-    tree = walk(estimator, meta, weighted=source.w is not None)
-    tree = told_classes(tree, seen)
-    check_average(tree, seen)
-    watched = open_validation(tree, seen, source)
-    _check_target(tree, source)
-    _check_list(tree, X)
-    check_given(tree, source, given.held_out, grouped=qid is not None)
-    place = find_place(client, budget, source.n_blocks, workers)
-    shape = _shape(source)
-    if given.held_out is not None:
-        shape = replace(shape, held_out=given.held_out.rows)
-    program, place = _fitting_program(tree, shape, place, seen)
-    watched_program = with_scoring(program, watched, source, seen)
-    return Prepared(source, watched_program, place, seen, watched, given.held_out)
-
-
-def _check_list(tree: Walk, X: Any) -> None:
-    """Take a list for documents, records or labels only."""
-    for fit in tree.fits:
-        if isinstance(X, list) and fit.is_leaf and fit.source == RAW and not fit.way.one_dimensional:
-            raise InputError(
-                f"X is a list; for {type(fit.estimator).__name__} it must be a Dask DataFrame or Array, a pandas "
-                "DataFrame or a NumPy array. Read files with dpipe.read_parquet or dpipe.read_csv."
-            )
-
-
-def _check_target(tree: Walk, source: Source) -> None:
-    for fit in tree.fits:
-        if fit.way.needs_y and source.y is None:
-            raise InputError(
-                f"{type(fit.estimator).__name__} learns from targets, but y is None. Pass y as a series, an "
-                "array, or the name of a column of X."
-            )
-        if fit.way.needs_y and hasattr(fit.estimator, "__sklearn_tags__") and is_regressor(fit.estimator):
-            _check_numbers(type(fit.estimator).__name__, source.y)
-
-
-def _check_numbers(name: str, y: Any) -> None:
-    """Refuse texts as the target of a regression, if metadata can tell."""
-    dtypes = getattr(y, "dtypes", None) if getattr(y, "ndim", 1) == 2 else [getattr(y, "dtype", None)]
-    for dtype in [] if dtypes is None else dtypes:
-        if dtype is not None and not pd.api.types.is_numeric_dtype(dtype):
-            raise InputError(
-                f"{name} predicts numbers, but y is of type {dtype}. Give a numeric column, or use a classifier."
-            )
-
-
-def _shape(source: Source) -> DataShape:
-    targets = 8 * ((source.y is not None) + (source.w is not None))
-    return DataShape(
-        source_name(source),
-        tuple(map(str, source.names)),
-        source.rows,
-        tuple(source.row_nbytes.values()),
-        targets,
-        source.overhead,
-        source.likely_block_rows,
-        source.hidden_row_nbytes,
-        in_memory=source.decoded == "memory",
-        whole=source.frame is None,
-    )
-
-
-def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: Epochs) -> tuple[Program, Place]:
-    """Plan with as many threads as the budget allows, where it is ours to choose them."""
-    while True:
-        folder = scratch_folder()
-        resources = Resources(
-            place.threads,
-            place.workers,
-            place.memory,
-            place.reserved,
-            window=_window(place),
-            scratch=folder,
-            scratch_free=free_nbytes(folder) if place.near else None,
-            available=psutil.virtual_memory().available if place.near else None,
-        )
-        try:
-            return make_program(tree, shape, resources, epochs=epochs), place
-        except MemoryLimitError:
-            if not place.embedded or place.threads == 1:
-                raise
-            place = replace(place, threads=place.threads - 1)
-
-
-def _window(place: Place) -> int:
-    return 2 * place.threads * place.workers
+from dpipe.train.early_stop import Stopping
+from dpipe.train.prepare import OwnFit, Prepared, prepare, window_of
+from dpipe.train.stream import Learning
 
 
 def _token(prepared: Prepared) -> str:
     source, program = prepared.source, prepared.program
     estimator = program.walk.fits[program.walk.root].estimator
     held = prepared.held_out
-    beside = () if held is None else (held.X, held.y, held.w)
+    beside = (*source.parts, *(() if held is None else (held.X, held.y, held.w)))
     return graph_token(estimator, source.X, source.y, source.w, prepared.epochs, *beside)
 
 
@@ -252,7 +97,7 @@ def _add_pass(
 
 
 def _learning(prepared: Prepared, step: ProgramPass, number: int) -> Learning:
-    return Learning(step, number, prepared.epochs, prepared.source.rows, _window(prepared.place))
+    return Learning(step, number, prepared.epochs, prepared.source.rows, window_of(prepared.place))
 
 
 def _inputs(
@@ -278,7 +123,11 @@ def _estimator_of(known: Known, root: int) -> Estimator:
 
 def delayed_fit(prepared: Prepared) -> Delayed:
     """Give the fitted estimator as a Delayed."""
-    if _counts_first(prepared) or any(_is_led(prepared, step) for step in prepared.program.passes):
+    if (
+        isinstance(prepared, OwnFit)
+        or _counts_first(prepared)
+        or any(_is_led(prepared, step) for step in prepared.program.passes)
+    ):
         # how many readings there will be is not known beforehand, so that all of it is one task
         graph = GraphBuilder(_token(prepared))
         key = graph.add("fitted", _fit_in_task, graph.hold("fit", prepared))
@@ -303,10 +152,12 @@ def _stops_early(prepared: Prepared, step: ProgramPass) -> bool:
 
 
 def _fit_in_task(prepared: Prepared) -> Estimator:
-    return _estimator_of(_run_passes(prepared, None), prepared.program.walk.root)
+    if isinstance(prepared, OwnFit):
+        return prepared.run(None, None, None)[0]
+    return _estimator_of(run_passes(prepared, None), prepared.program.walk.root)
 
 
-def _run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | None = None) -> Known:
+def run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | None = None) -> Known:
     """Run all passes: those whose number is known as one graph, the others reading after reading."""
     passes = prepared.program.passes
     known: Known | None = None
@@ -398,7 +249,7 @@ def on_record(prepared: Prepared, workdir: Path, name: str) -> tuple[str, ...]:
     recorded = prepared.recorded(Reading(workdir), name, notes.append)
     passes = prepared.program.passes
     static = next((i for i, step in enumerate(passes) if _is_led(prepared, step)), len(passes))
-    if not _counts_first(prepared):
+    if not _counts_first(prepared) and not isinstance(prepared, OwnFit):
         _build(prepared, range(static), None, recorded)
         recorded.told()
     return tuple(notes)
@@ -419,14 +270,16 @@ def run_fit(
         if started is not None:
             started(client)
         try:
-            known = _run_passes(prepared, client, recorded)
+            if isinstance(prepared, OwnFit):
+                return prepared.run(client, recorded, listener)
+            known = run_passes(prepared, client, recorded)
         finally:
             give_back()
-    _check_rows(prepared, known.tallies)
+    check_rows(prepared, known.tallies)
     return _estimator_of(known, prepared.program.walk.root), known.tallies
 
 
-def _check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
+def check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
     lengths = prepared.source.rows
     for number, (made, tally) in enumerate(zip(prepared.program.passes, tallies, strict=False)):
@@ -500,7 +353,8 @@ def fit(
     Parameters
     ----------
     estimator : scikit-learn estimator or pipeline
-        Unfitted; it is not changed. `dpipe.estimators()` lists what can be fitted.
+        Unfitted; it is not changed. `dpipe.estimators()` lists what can be fitted. A `dpipe.Search` gives the best
+        of its candidates, and holds its results afterwards.
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
         Of shape (n_samples, n_features). Arrays may have unknown row counts.
     y, sample_weight : series, array, or str, optional

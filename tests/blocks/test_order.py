@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpipe.blocks.order import gathered, held_out, mixed_rows, neighbours_apart, visits
+from dpipe.blocks.order import gathered, mixed_rows, neighbours_apart, visits
 from dpipe.blocks.rows import Rows
 from dpipe.families.epochs import Epochs
 
@@ -68,15 +68,6 @@ def test_uneven_blocks_and_few_rows_have_a_quality_too():
     apart, left = neighbours_apart([10, 0, 50, 1], 4)
     assert 0 < apart < 0.5
     assert left == 0
-
-
-def test_what_is_held_out_follows_from_the_place_of_a_row():
-    masks = [held_out(20_000, block, 0.1, 0) for block in range(3)]
-    assert all(mask.mean() == pytest.approx(0.1, abs=0.01) for mask in masks)
-    assert (masks[0] & masks[1]).mean() == pytest.approx(0.01, abs=0.005)
-    np.testing.assert_array_equal(held_out(50, 2, 0.1, 0), masks[2][:50])
-    assert (held_out(20_000, 0, 0.1, 1) != masks[0]).any()
-    np.testing.assert_array_equal(held_out(20_000, 0, 0.4, 0) | masks[0], held_out(20_000, 0, 0.4, 0))
 
 
 @pytest.mark.parametrize("kind", ["array", "csr", "frame"])

@@ -15,7 +15,8 @@ import dpipe
 from dpipe.blocks.flows import counting
 from dpipe.collect.join import Expected, Join
 from dpipe.errors import ConservationError, InputError
-from dpipe.train.fit import prepare, run_fit
+from dpipe.train.fit import run_fit
+from dpipe.train.prepare import prepare
 
 HOWS = ("inner", "left", "right", "outer")
 LEFT = pd.DataFrame(

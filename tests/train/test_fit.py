@@ -21,7 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 from dpipe.collect.parquet import ParquetReader, read_parquet
-from dpipe.train.fit import fit, plan, prepare, run_fit
+from dpipe.train.fit import fit, plan, run_fit
+from dpipe.train.prepare import prepare
 from tests.helpers import raise_if_computes
 from tests.kernel_cases import array_blocks, assert_same, in_blocks
 

@@ -20,7 +20,8 @@ import dpipe
 from dpipe.collect.parquet import read_parquet
 from dpipe.families import registry
 from dpipe.ledger.book import Ledger
-from dpipe.train.fit import prepare, run_fit
+from dpipe.train.fit import run_fit
+from dpipe.train.prepare import prepare
 from tests.families.conformance import open_input, targets
 from tests.families.test_conformance import one_case_each
 from tests.kernel_cases import assert_same, awkward_frame, columns_of_one_dimension

@@ -18,7 +18,8 @@ from dpipe.monitor.record import RunRecord
 from dpipe.train.boosting.lgbm import LightGBMModel
 from dpipe.train.boosting.progress import Progress, Watched, best_round
 from dpipe.train.boosting.xgb import XGBoostModel
-from dpipe.train.fit import prepare, run_fit
+from dpipe.train.fit import run_fit
+from dpipe.train.prepare import prepare
 from tests.train.boosting.rows import (
     frame,
     groups,

@@ -1,0 +1,1 @@
+"""Hyperparameter search: many candidates learn from the same readings of the data."""
