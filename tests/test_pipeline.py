@@ -305,7 +305,8 @@ def test_a_second_run_reads_nothing_and_an_appended_file_alone(tmp_path, capsys)
     )
 
 
-def test_a_join_on_the_way_is_counted_in_the_report(tmp_path):
+@pytest.mark.parametrize("again", [False, True])
+def test_a_join_on_the_way_is_counted_in_the_report(tmp_path, again):
     zones = pd.DataFrame({"zone": [1, 2, 2], "borough": [0.0, 1.0, 2.0]})
     rows = pd.DataFrame({"zone": np.arange(90) % 3, "fare": np.arange(90.0), "tip": np.arange(90.0) % 7})
     dpipe.write_parquet(dd.from_pandas(rows, npartitions=3), tmp_path / "rides")
@@ -314,11 +315,15 @@ def test_a_join_on_the_way_is_counted_in_the_report(tmp_path):
     rides = pipe.collect(tmp_path / "rides")
     joined = pipe.merge(pipe.shuffle(rides, "zone"), zones, on="zone")
     pipe.train(LinearRegression(), joined, target="tip")
+    if again:  # all of it is on record
+        pipe.run()
     pipe.run()
 
     said = (
-        "merge on 'zone', 3 blocks: 90 rows in, 30 left out, as they match nothing, 30 repeated, as they match several "
-        "rows, 90 rows out."
+        "preprocess-2: merge on 'zone', 3 blocks: 90 rows in, 30 left out, as they match nothing, 30 repeated, as they "
+        "match several rows, 90 rows out."
     )
-    assert said in json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert said in record["notes"]
+    assert [(stage["rows_in"], stage["rows_out"]) for stage in record["stages"]][2] == (90, 90)
     assert "merge on &#39;zone&#39;, 3 blocks" in (tmp_path / "run" / "report.html").read_text()

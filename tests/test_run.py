@@ -91,7 +91,7 @@ def test_threads_give_the_same_bits_in_any_order_of_completion(expected, workers
     _, frame = counted(table(), 12, pause=0.002)
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=threads, processes=False, dashboard_address=None
+            n_workers=workers, threads_per_worker=threads, processes=False, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -104,7 +104,7 @@ def test_threads_give_the_same_bits_in_any_order_of_completion(expected, workers
 def test_processes_give_the_same_bits(expected, workers):
     frame = dd.concat([dd.from_pandas(part, npartitions=1) for part in counted(table(), 12)[0].blocks])
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         fitted = dpipe.fit(model(), frame.drop(columns="y"), frame["y"], client=client)

@@ -3,14 +3,15 @@
 import resource
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dpipe.blocks.flows import Flow, merged
 from dpipe.blocks.table import Block, n_rows, nbytes
 from dpipe.errors import BlockMismatchError, InputError
 
@@ -100,13 +101,17 @@ class Tally:
     """Rows of each block, in their order."""
     n_recalled: int = 0
     """Blocks that were not read: what they give was on record."""
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+    """What operations on the way of the blocks have counted, by their names."""
 
     @classmethod
-    def of(cls, rows: Rows, started: float) -> Self:
+    def of(cls, rows: Rows, started: float, flows: Mapping[str, Flow] | None = None) -> Self:
         """Tally one block whose work began at `started`."""
         now = time.time()
         n = n_rows(rows.X)
-        return cls(1, n, nbytes(rows.X), now - started, started, now, peak_nbytes(), lengths=(n,))
+        return cls(
+            1, n, nbytes(rows.X), now - started, started, now, peak_nbytes(), lengths=(n,), flows=flows or {}
+        )
 
     def merge(self, other: Self) -> Self:
         """Add another tally."""
@@ -120,7 +125,20 @@ class Tally:
             max(self.peak_nbytes, other.peak_nbytes),
             lengths=self.lengths + other.lengths,
             n_recalled=self.n_recalled + other.n_recalled,
+            flows=merged(self.flows, other.flows),
         )
+
+    def in_order(self, blocks: Sequence[int]) -> Self:
+        """Give the tally of blocks that were read in another order than theirs; `blocks` are their numbers.
+
+        What stands for another number of blocks is left out.
+        """
+        places = np.argsort(blocks)
+        lengths = self.lengths if len(self.lengths) == len(places) else ()
+        flows = {
+            name: flow.taken(places) for name, flow in self.flows.items() if flow.n_blocks == len(places)
+        }
+        return replace(self, lengths=tuple(lengths[i] for i in places[: len(lengths)]), flows=flows)
 
     def recalled(self) -> Self:
         """Give the tally of the same blocks, on record: they took no time, and no memory."""

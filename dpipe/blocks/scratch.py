@@ -12,13 +12,14 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
+from dpipe.blocks.flows import Flow
 from dpipe.blocks.rows import Rows
 from dpipe.blocks.side_by_side import SideBySide
 from dpipe.blocks.table import Block, codes, numbers
@@ -107,9 +108,18 @@ class ScratchBlock:
     labels: np.ndarray | None
     """What the codes stand for that are kept in place of labels which are no numbers."""
     w: _Stored | None
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+    """What was counted when the block was read."""
 
     @classmethod
-    def write(cls, folder: str, token: str, values: Mapping[Any, Block], rows: Rows) -> "ScratchBlock":
+    def write(
+        cls,
+        folder: str,
+        token: str,
+        values: Mapping[Any, Block],
+        rows: Rows,
+        flows: Mapping[str, Flow] | None = None,
+    ) -> "ScratchBlock":
         """Write matrices, and the targets and weights of `rows`.
 
         Raises
@@ -118,7 +128,7 @@ class ScratchBlock:
             If there is no room.
         """
         if not values:  # a block without rows
-            return cls(_file_of(folder, token), token, {}, {}, None, None, None)
+            return cls(_file_of(folder, token), token, {}, {}, None, None, None, flows or {})
         y, labels = _target_numbers(rows.y)
         parts = {key: _taken_apart(value) for key, value in values.items()}
         arrays = [array for own, _ in parts.values() for array in own]
@@ -133,7 +143,8 @@ class ScratchBlock:
         kept = {key: tuple(next(stored) for _ in own) for key, (own, _) in parts.items()}
         makers = {key: maker for key, (_, maker) in parts.items()}
         y_kept = None if y is None else next(stored)
-        return cls(file, token, kept, makers, y_kept, labels, None if rows.w is None else next(stored))
+        w_kept = None if rows.w is None else next(stored)
+        return cls(file, token, kept, makers, y_kept, labels, w_kept, flows or {})
 
     def rows(self) -> Rows:
         """Map the block: arrays that are read from disk as they are used, and may be written to by the caller."""

@@ -1,14 +1,23 @@
 """Read CSV files as one lazy Dask DataFrame."""
 
+import lzma
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask.dataframe as dd
+import fsspec
 import pandas as pd
+from dask.dataframe.dask_expr.io.io import FromMapProjectable
+from fsspec.core import OpenFile
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import read_block
 
-from dpipe.collect.files import find_files
+from dpipe.collect.block_list import BlockList
+from dpipe.collect.files import Stamp, check_unchanged, find_files, is_remote, retried, scrubbed, stamp_of
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, parse_bytes
 
@@ -62,6 +71,7 @@ def read_csv(
             f"{paths[0]} cannot be read as CSV: {err}. Check its first lines and the options."
         ) from err
     _check_headers(paths, storage_options, options)
+    frame = _stamped(frame, storage_options or {})
     if columns is None:
         return frame
     missing = [name for name in columns if name not in frame.columns]
@@ -71,6 +81,81 @@ def read_csv(
             f"It has: {', '.join(map(repr, frame.columns))}."
         )
     return frame[list(columns)]
+
+
+@dataclass(frozen=True)
+class CsvBlock:
+    """One block of a CSV source: a range of bytes of one file, up to the ends of lines."""
+
+    path: str
+    start: int
+    n_bytes: int | None
+    """None for a whole file."""
+    ends: bytes
+    """What ends a line."""
+    compression: str | None
+    part: tuple[Any, ...]
+    """What Dask tells its reader of the block: whether it is the first or the last of its file."""
+    stamp: Stamp
+    """What the file was when it was listed: a changed file is another block."""
+
+
+@dataclass(frozen=True)
+class CsvReader:
+    """Reads a block of text, and has Dask's own reader make a frame of it."""
+
+    parse: Callable[..., pd.DataFrame]
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, block: CsvBlock, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read one block.
+
+        Raises
+        ------
+        SourceError
+            If the file is gone, has changed, or cannot be read; the message names it.
+        """
+        if not is_remote(block.path):  # of an object it would be one more request
+            check_unchanged(block.path, block.stamp, self.storage_options)
+        try:
+            text = retried(self._text, block, path=block.path)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as err:
+            raise SourceError(
+                f"{block.path}: bytes from {block.start:,} on cannot be read: {scrubbed(err, self.storage_options)}. "
+                "Write the file again, or leave it out of the source; the other files are not affected."
+            ) from err
+        check_unchanged(block.path, block.stamp, self.storage_options)
+        return self.parse(text, list(block.part), columns)
+
+    def _text(self, block: CsvBlock) -> bytes:
+        options = self.storage_options if is_remote(block.path) else {}
+        with fsspec.open(block.path, "rb", compression=block.compression, **options) as file:
+            if block.n_bytes is None:
+                return bytes(file.read())
+            return bytes(read_block(file, block.start, block.n_bytes, block.ends))
+
+
+def _stamped(frame: dd.DataFrame, storage_options: dict[str, Any]) -> dd.DataFrame:
+    """Read the same blocks as Dask would, but each with the stamp of its file."""
+    (found,) = frame.expr.find_operations(FromMapProjectable)
+    tasks, parts = found.operand("iterables")
+    paths = [_path_of(task.args[0]) for task in tasks]
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(min(16, len(distinct))) as pool:
+        found_stamps = list(pool.map(lambda path: stamp_of(path, storage_options, anew=False), distinct))
+    stamps = dict(zip(distinct, found_stamps, strict=True))
+    blocks = []
+    for path, task, part in zip(paths, tasks, parts, strict=True):
+        file, start, n_bytes, ends = task.args
+        blocks.append(CsvBlock(path, start, n_bytes, ends, file.compression, tuple(part), stamps[path]))
+    reader = CsvReader(found.operand("func"), storage_options)
+    return dd.from_map(
+        reader, BlockList(blocks), meta=found.operand("user_meta"), label="read-csv", enforce_metadata=False
+    )
+
+
+def _path_of(file: OpenFile) -> str:
+    return str(file.path if isinstance(file.fs, LocalFileSystem) else file.full_name)
 
 
 def _check_headers(

@@ -13,6 +13,7 @@ import pyarrow as pa
 from dask.dataframe.dask_expr.io.io import FromMap
 
 from dpipe.blocks.table import table_to_pandas
+from dpipe.collect.block_list import BlockList
 from dpipe.collect.contract import Broken, Contract, arrow_rows, complaint, judged
 from dpipe.collect.files import find_files
 from dpipe.collect.footers import Footer, Listing, read_footers
@@ -161,7 +162,7 @@ def read_contracted(
     texts = tuple(item.name for item in types if pa.types.is_string(item.type))
     reader = CheckedReader(ParquetReader(types, texts, options, on_corrupt), contract, policy)
     meta = table_to_pandas(types.empty_table())
-    return dd.from_map(reader, blocks, meta=meta, label="read-contracted", enforce_metadata=False)
+    return dd.from_map(reader, BlockList(blocks), meta=meta, label="read-contracted", enforce_metadata=False)
 
 
 def _check_footers(

@@ -27,6 +27,7 @@ from dpipe.blocks.table import to_pandas
 from dpipe.collect.loads import Graph, Load
 from dpipe.collect.source import open_source
 from dpipe.errors import ConservationError, DpipeError
+from dpipe.monitor.events import counting_apart
 from dpipe.sizes import format_bytes
 
 #: Says in a file of pieces that it is whole, and what is in it.
@@ -90,7 +91,8 @@ class Exchange:
         found = Sent.read(path)
         if found is not None:
             return found
-        frame = to_pandas(load(dict(zip(load.needs, inputs, strict=True))).X)
+        with counting_apart(i):
+            frame = to_pandas(load(dict(zip(load.needs, inputs, strict=True))).X)
         hashed = hashes(frame[list(self.by)])
         where = self.destinations(hashed)
         rows = np.bincount(where, minlength=self.n_blocks).astype(np.int64)

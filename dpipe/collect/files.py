@@ -111,6 +111,35 @@ def stamp_of(path: str, storage_options: Mapping[str, Any], *, anew: bool = True
     return retried(_remote_stamp, path, storage_options, anew, path=path)
 
 
+def check_unchanged(path: str, stamp: Stamp, storage_options: Mapping[str, Any]) -> None:
+    """Refuse a file that is another one than was listed: old and new rows must not be mixed.
+
+    Raises
+    ------
+    SourceError
+        If it has changed, is gone, or cannot be reached.
+    """
+    try:
+        now = stamp_of(path, storage_options)
+    except FileNotFoundError as err:
+        said = err.strerror or scrubbed(err, storage_options)
+        raise SourceError(
+            f"{path} has changed since it was listed: it is gone ({said}). Put it "
+            "back, or list the source anew, and run again; the other files are not affected."
+        ) from err
+    except OSError as err:
+        said = scrubbed(err.strerror or err, storage_options)
+        raise SourceError(
+            f"{path}: whether it has changed since it was listed cannot be told: {said}. Make it readable "
+            "again, or list the source anew, and run again; the other files are not affected."
+        ) from err
+    if now != stamp:
+        raise SourceError(
+            f"{path} has changed since it was listed: it had {stamp[0]:,} bytes and has {now[0]:,}, "
+            "or was written again. List the source anew, and run again; the other files are not affected."
+        )
+
+
 def _remote_stamp(path: str, storage_options: Mapping[str, Any], anew: bool) -> Stamp:
     fs, name = fsspec.core.url_to_fs(path, **storage_options)
     if anew:

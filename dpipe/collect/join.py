@@ -1,7 +1,7 @@
 """Join two frames block by block, and prove that every row was counted."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,11 +9,11 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from dpipe.blocks.flows import block_name, tell
 from dpipe.blocks.hashes import hashes
 from dpipe.collect.exchange import exchanged
 from dpipe.collect.regroup import check_blocks, check_keys
 from dpipe.errors import ConservationError, InputError
-from dpipe.monitor.events import emit
 
 How = Literal["inner", "left", "right", "outer"]
 _VALIDATE = ("1:1", "1:m", "m:1", "m:m")
@@ -31,6 +31,7 @@ def merge(
     validate: str | None = None,
     blocks: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    name: str = "",
 ) -> dd.DataFrame:
     """Join two frames on their keys, lazily, as pandas joins them, and count every row.
 
@@ -54,6 +55,8 @@ def merge(
         Blocks of the result of two large frames; default as many as the one with more has.
     folder : path, optional
         Where their pieces lie, as in `dpipe.shuffle`.
+    name : str, optional
+        What errors and reports put before its keys, to tell several joins apart.
 
     Returns
     -------
@@ -82,7 +85,7 @@ def merge(
     held = dd.from_pandas(right, npartitions=1) if isinstance(right, pd.DataFrame) else right
     keys = _keys(left, held, on, left_on, right_on)
     n = check_blocks("merge", blocks, max(left.npartitions, held.npartitions))
-    join = Join(*keys, how, tuple(suffixes), validate)
+    join = Join(*keys, how, tuple(suffixes), validate, name)
     small = in_memory or held.npartitions == 1
     if small and how in ("inner", "left") and (validate or "m:m").startswith("m"):
         sides: list[dd.DataFrame] = [left, held]
@@ -120,6 +123,8 @@ class Join:
     how: How
     suffixes: tuple[str | None, ...]
     validate: str | None
+    title: str = ""
+    """What several joins are told apart by."""
 
     @property
     def name(self) -> str:
@@ -128,7 +133,7 @@ class Join:
         names = [
             f"{a!r}" if same else f"{a!r} and {b!r}" for a, b in zip(self.left_on, self.right_on, strict=True)
         ]
-        return f"merge on {', '.join(names)}"
+        return f"{self.title}{': ' if self.title else ''}merge on {', '.join(names)}"
 
     def meta(self, left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         """Give an empty result whose types also hold where a row matches nothing."""
@@ -156,29 +161,26 @@ class Join:
             validate=self.validate,
         )
 
-    def __call__(
-        self, left: pd.DataFrame, right: pd.DataFrame, partition_info: Mapping[str, Any] | None = None
-    ) -> pd.DataFrame:
+    def __call__(self, left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
         """Join one block and check it."""
-        block = 0 if partition_info is None else partition_info["number"]
         try:
             merged = self._merged(left, right)
         except pd.errors.MergeError as err:
             raise InputError(
-                f"{self.name}: validate={self.validate!r} does not hold in block {block}: {err}. Make the keys unique, "
-                "or leave validate out."
+                f"{self.name}: validate={self.validate!r} does not hold in {block_name()}: {err}. Make the keys "
+                "unique, or leave validate out."
             ) from err
         expected = Expected.of(left[list(self.left_on)], right[list(self.right_on)], self.how)
-        self._check(merged, expected, block)
-        emit({"flow": self.name, "block": block, "counts": expected.told(len(left), len(merged), self.how)})
+        self._check(merged, expected)
+        tell(self.name, expected.told(len(left), len(merged), self.how))
         wanted = self.meta(left.iloc[:0], right.iloc[:0]).dtypes
         other = {name: kind for name, kind in wanted.items() if merged[name].dtype != kind}
         return merged.astype(other) if other else merged
 
-    def _check(self, merged: pd.DataFrame, expected: "Expected", block: int) -> None:
+    def _check(self, merged: pd.DataFrame, expected: "Expected") -> None:
         if len(merged) != expected.rows:
             raise ConservationError(
-                f"{self.name}: block {block} has {len(merged):,} rows, but its keys ask for {expected.rows:,}. "
+                f"{self.name}: {block_name()} has {len(merged):,} rows, but its keys ask for {expected.rows:,}. "
                 "Nothing was handed on; report this, with the versions of dask and pandas."
             )
         on = self.right_on if self.how == "right" else self.left_on
@@ -186,7 +188,7 @@ class Join:
             return
         if int(np.add.reduce(hashes(merged[list(on)]), dtype=np.uint64)) != expected.checksum:
             raise ConservationError(
-                f"{self.name}: block {block} has {len(merged):,} rows, as it should, but of other keys than came in. "
+                f"{self.name}: {block_name()} has {len(merged):,} rows, as it should, but of other keys than came in. "
                 "Nothing was handed on; report this, with the versions of dask and pandas."
             )
 

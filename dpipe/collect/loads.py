@@ -16,10 +16,12 @@ from dask._task_spec import convert_legacy_graph  # parts of Dask still write gr
 from dask.base import flatten
 from dask.task_spec import DataNode, GraphNode, Task
 
+from dpipe.blocks.flows import tell_again
 from dpipe.blocks.order import held_out
 from dpipe.blocks.rows import Rows, as_target, checked
 from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import keep_rows, n_rows, plain_strings
+from dpipe.collect.csv import CsvBlock
 from dpipe.collect.parquet import BlockSpec, ParquetReader
 from dpipe.errors import SourceError
 
@@ -82,8 +84,8 @@ class GraphLoad:
         return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
 
     @property
-    def files(self) -> tuple[BlockSpec, ...]:
-        """The parts of Parquet files that its own tasks read."""
+    def files(self) -> tuple[BlockSpec | CsvBlock, ...]:
+        """The parts of files that its own tasks read."""
         return tuple(block for task in self.tasks.values() for block in _specs(task))
 
     def _told(self) -> str:
@@ -96,9 +98,9 @@ class GraphLoad:
         )
 
 
-def _specs(part: Any) -> Iterator[BlockSpec]:
+def _specs(part: Any) -> Iterator[BlockSpec | CsvBlock]:
     """Find the parts of files that a task reads."""
-    if isinstance(part, BlockSpec):
+    if isinstance(part, BlockSpec | CsvBlock):
         yield part
     elif isinstance(part, Task):
         for each in (*part.args, *part.kwargs.values()):
@@ -145,6 +147,7 @@ class ScratchLoad:
     def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
         """Map it."""
         block: ScratchBlock = inputs["scratch"]
+        tell_again(block.flows)
         return block.rows()
 
 

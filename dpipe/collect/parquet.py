@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 
 from dpipe.blocks.table import table_to_pandas
-from dpipe.collect.files import UNSTAMPED, Stamp, find_files, is_remote, retried, scrubbed, stamp_of
+from dpipe.collect.block_list import BlockList
+from dpipe.collect.files import UNSTAMPED, Stamp, check_unchanged, find_files, is_remote, retried, scrubbed
 from dpipe.collect.footers import Footer, Listing, parquet_file, read_footers
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, parse_bytes
@@ -109,25 +110,7 @@ class ParquetReader:
         """Refuse a file that is another one than was listed: old and new rows must not be mixed."""
         if block.stamp == UNSTAMPED or self.on_corrupt == "skip":
             return
-        try:
-            now = stamp_of(block.path, self.storage_options)
-        except FileNotFoundError as err:
-            said = err.strerror or scrubbed(err, self.storage_options)
-            raise SourceError(
-                f"{block.path} has changed since it was listed: it is gone ({said}). Put it "
-                "back, or list the source anew, and run again; the other files are not affected."
-            ) from err
-        except OSError as err:
-            said = scrubbed(err.strerror or err, self.storage_options)
-            raise SourceError(
-                f"{block.path}: whether it has changed since it was listed cannot be told: {said}. Make it readable "
-                "again, or list the source anew, and run again; the other files are not affected."
-            ) from err
-        if now != block.stamp:
-            raise SourceError(
-                f"{block.path} has changed since it was listed: it had {block.stamp[0]:,} bytes and has {now[0]:,}, "
-                "or was written again. List the source anew, and run again; the other files are not affected."
-            )
+        check_unchanged(block.path, block.stamp, self.storage_options)
 
     def _with_schema(self, table: pa.Table, found: dict[str, str | None], path: str) -> pa.Table:
         arrays = []
@@ -171,9 +154,13 @@ def read_column(path: str, name: str, storage_options: dict[str, Any]) -> pa.Chu
     SourceError
         If the file cannot be read.
     """
-    try:
+
+    def read() -> pa.ChunkedArray:
         with parquet_file(path, storage_options, [name]) as parquet:
             return parquet.read([name], use_threads=False).column(0)
+
+    try:
+        return retried(read, path=path)
     except (OSError, pa.ArrowException) as err:
         raise SourceError(
             f"{path}: column {name!r} cannot be read: {scrubbed(err, storage_options)}. Write the file again."
@@ -258,7 +245,7 @@ def read_parquet(
     reader = ParquetReader(types, texts, dict(options), on_corrupt)
     return dd.from_map(
         reader,
-        blocks,
+        BlockList(blocks),
         meta=types.empty_table().to_pandas(),
         label="read-parquet",
         enforce_metadata=False,

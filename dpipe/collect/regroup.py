@@ -18,6 +18,7 @@ from dpipe.collect.exchange import exchanged
 from dpipe.collect.loads import Graph, Load
 from dpipe.collect.source import open_source
 from dpipe.errors import ConservationError, InputError
+from dpipe.monitor.events import counting_apart
 
 
 def shuffle(
@@ -134,6 +135,7 @@ class Piece:
 class Cut:
     """Where one block of rows is cut, as shares of its rows, and which blocks the pieces go to."""
 
+    block: int
     at: tuple[float, ...]
     to: tuple[int, ...]
 
@@ -144,15 +146,16 @@ class Cut:
         Examples
         --------
         >>> Cut.of(1, 3, 2)
-        Cut(at=(0.0, 0.5, 1.0), to=(0, 1))
+        Cut(block=1, at=(0.0, 0.5, 1.0), to=(0, 1))
         """
         to = tuple(range(i * n_out // n_in, -(-(i + 1) * n_out // n_in)))
         inner = ((j * n_in - i * n_out) / n_out for j in to[1:])
-        return cls((0.0, *inner, 1.0), to)
+        return cls(i, (0.0, *inner, 1.0), to)
 
     def __call__(self, load: Load, inputs: Sequence[Any]) -> tuple[Piece, ...]:
         """Read the block and cut it."""
-        frame = to_pandas(load(dict(zip(load.needs, inputs, strict=True))).X)
+        with counting_apart(self.block):
+            frame = to_pandas(load(dict(zip(load.needs, inputs, strict=True))).X)
         hashed = hashes(frame)
         ends = [round(share * len(frame)) for share in self.at]
         return tuple(

@@ -23,6 +23,7 @@ from dask.dataframe.dask_expr.io.io import FromMapProjectable
 from dpipe.blocks.rows import Rows, RowsAt, as_target, checked
 from dpipe.blocks.table import nbytes as block_nbytes
 from dpipe.blocks.table import plain_strings
+from dpipe.collect.block_list import BlockList
 from dpipe.collect.loads import (
     Graph,
     HeldLoad,
@@ -340,7 +341,7 @@ def _direct_loads(X: dd.DataFrame, y: Any, w: Any, names: list[str]) -> list[Rea
 @dataclass(frozen=True)
 class _Projection:
     reader: ParquetReader
-    blocks: tuple[BlockSpec, ...]
+    blocks: Sequence[BlockSpec]
     columns: tuple[str, ...]
 
 
@@ -363,7 +364,7 @@ def _projection(part: Any) -> _Projection | None:
         return None
     chosen = expression.operand("_partitions")
     blocks = expression.operand("iterables")[0]
-    blocks = tuple(blocks) if chosen is None else tuple(blocks[j] for j in chosen)
+    blocks = blocks if chosen is None else BlockList(blocks[j] for j in chosen)
     return _Projection(reader, blocks, columns)
 
 

@@ -13,8 +13,12 @@ import numpy as np
 import pandas as pd
 from dask.delayed import delayed
 
+from dpipe.blocks.flows import tell
 from dpipe.blocks.hashes import hashes
 from dpipe.errors import InputError
+
+#: Gives the side of each row of a block, and the hash of its key.
+Side = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 #: How finely the shares of a class are told apart: to a row in so many.
 STRATA_BINS = 1 << 16
@@ -30,6 +34,7 @@ def split(
     test_from: Any = None,
     gap: Any = None,
     random_state: int = 0,
+    name: str = "split",
 ) -> tuple[dd.DataFrame, dd.DataFrame]:
     """Split a frame into train and test, lazily.
 
@@ -53,6 +58,8 @@ def split(
         Rows so shortly before `test_from` are on neither side: what they tell may reach into the test side.
     random_state : int, default 0
         Another number draws another split, independent of this one.
+    name : str, default "split"
+        What its rows are counted under, to tell several splits apart.
 
     Returns
     -------
@@ -75,7 +82,7 @@ def split(
     if time is not None:
         _check_alone("split", by, stratify)
         side = _by_time(frame, "split", time, [test_from, None], gap)
-        return _chosen(frame, side, 0), _chosen(frame, side, 1)
+        return _chosen(frame, side, 0, name=name), _chosen(frame, side, 1, name=name)
     if isinstance(test_size, bool) or not isinstance(test_size, int | float) or not 0 < test_size < 1:
         raise InputError(f"test_size must lie between 0 and 1, got {test_size!r}.")
     if test_from is not None or gap is not None:
@@ -83,7 +90,7 @@ def split(
             "split: test_from and gap go with time=..., the column of times. Give it, or leave them out."
         )
     side = _by_hash(frame, "split", by, stratify, [test_size], random_state)
-    return _chosen(frame, side, 1), _chosen(frame, side, 0)
+    return _chosen(frame, side, 1, name=name), _chosen(frame, side, 0, name=name)
 
 
 def folds(
@@ -158,9 +165,12 @@ class HashSide:
     random_state: int
     stratify: str | None = None
 
-    def __call__(self, frame: pd.DataFrame, strata: "Strata | None" = None) -> np.ndarray:
-        """Give the range of each row; int64 of shape (n_rows,)."""
+    def __call__(self, frame: pd.DataFrame, strata: "Strata | None" = None) -> tuple[np.ndarray, np.ndarray]:
+        """Give the range of each row, int64 of shape (n_rows,), and the hash of its key."""
         hashed = hashes(frame[list(self.keys)], self.random_state)
+        return self._sides(frame, hashed, strata), hashed
+
+    def _sides(self, frame: pd.DataFrame, hashed: np.ndarray, strata: "Strata | None") -> np.ndarray:
         if strata is None or self.stratify is None:
             ends = np.array([int(share * 2.0**64) for share in self.shares], dtype=np.uint64)
             return np.searchsorted(ends, hashed, side="right")
@@ -176,13 +186,13 @@ class TimeSide:
     stop: Any
     gap: Any
 
-    def __call__(self, frame: pd.DataFrame, strata: None = None) -> np.ndarray:
-        """Give the side of each row; a missing time has none."""
+    def __call__(self, frame: pd.DataFrame, strata: None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Give the side of each row, and a hash of its time; a missing time has no side."""
         times = frame[self.column]
         before = times < (self.start if self.gap is None else self.start - self.gap)
         inside = times >= self.start if self.stop is None else (times >= self.start) & (times < self.stop)
         before, inside = (np.asarray(found.fillna(False), dtype=bool) for found in (before, inside))
-        return np.where(inside, 1, np.where(before, 0, -1))
+        return np.where(inside, 1, np.where(before, 0, -1)), hashes(frame[[self.column]])
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ def _by_hash(
     stratify: str | None,
     shares: Sequence[float],
     random_state: int,
-) -> tuple[Callable[..., np.ndarray], Any]:
+) -> tuple[Side, Any]:
     keys = list(frame.columns) if by is None else [by] if isinstance(by, str) else list(by)
     _check_columns(frame, name, keys if stratify is None else [*keys, stratify])
     side = HashSide(tuple(keys), tuple(shares), int(random_state), stratify)
@@ -248,9 +258,7 @@ def _by_hash(
     return side, counted[0]
 
 
-def _by_time(
-    frame: dd.DataFrame, name: str, column: str, ends: list[Any], gap: Any
-) -> tuple[Callable[..., np.ndarray], Any]:
+def _by_time(frame: dd.DataFrame, name: str, column: str, ends: list[Any], gap: Any) -> tuple[Side, Any]:
     _check_columns(frame, name, [column])
     dtype = frame.dtypes[column]
     if ends[0] is None:
@@ -277,20 +285,38 @@ def _moment(end: Any, times: bool) -> Any:
 
 
 def _chosen(
-    frame: dd.DataFrame, side: tuple[Callable[..., np.ndarray], Any], number: int, *, others: bool = False
+    frame: dd.DataFrame, side: tuple[Side, Any], number: int, *, others: bool = False, name: str = ""
 ) -> dd.DataFrame:
     find, strata = side
+    arguments = find, number, others, strata, name
     return frame.map_partitions(
-        _rows, find, number, others, strata, meta=frame._meta, enforce_metadata=False, align_dataframes=False
+        _rows, *arguments, meta=frame._meta, enforce_metadata=False, align_dataframes=False
     )
 
 
 def _rows(
-    frame: pd.DataFrame, find: Callable[..., np.ndarray], number: int, others: bool, strata: Any
-) -> Any:
+    frame: pd.DataFrame, find: Side, number: int, others: bool, strata: "Strata | None", name: str
+) -> pd.DataFrame:
     if not len(frame):
-        return frame
-    return frame[(find(frame, strata) == number) != others]
+        sides, hashed = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    else:
+        sides, hashed = find(frame, strata)
+    chosen = (sides == number) != others
+    if name:
+        nowhere = sides < 0
+        tell(name, {**_counted(len(frame), hashed), **_counted(nowhere.sum(), hashed[nowhere], "on no side")})
+        kept = frame[chosen]
+        tell(f"{name}: side {number}", _counted(len(kept), hashed[chosen]))
+        return kept
+    return frame[chosen]
+
+
+def _counted(n: int, hashed: np.ndarray, where: str = "") -> dict[str, int]:
+    """Count rows, and add up the hashes of their keys: a sum that no order changes."""
+    return {
+        f"rows {where}".strip(): int(n),
+        f"keys {where}".strip(): int(np.add.reduce(hashed, dtype=np.uint64)),
+    }
 
 
 def _check_frame(frame: Any, name: str) -> None:

@@ -124,17 +124,18 @@ def inspected(sources: Sequence[str], folder: Path, made_from: Mapping[str, Any]
         If an output's place is taken by a file of another kind.
     """
     names = output_names(sources)
-    found = []
-    for source in sources:
+
+    def inspect(source: str) -> Input:
         path = folder / names[source]
         try:
-            fingerprint = json.dumps({"source": [source, *stamp_of(source, {})], **made_from}, sort_keys=True)
+            stamp = stamp_of(source, {}, anew=False)  # they have just been listed
         except OSError as err:
-            found.append(Input(source, path, "", error=told(err)))
-            continue
-        found.append(Input(source, path, fingerprint, _done_rows(path, fingerprint)))
-    with ThreadPoolExecutor(min(16, len(found))) as pool:
-        return list(pool.map(_with_footer, found))
+            return Input(source, path, "", error=told(err))
+        fingerprint = json.dumps({"source": [source, *stamp], **made_from}, sort_keys=True)
+        return _with_footer(Input(source, path, fingerprint, _done_rows(path, fingerprint)))
+
+    with ThreadPoolExecutor(min(16, len(sources))) as pool:
+        return list(pool.map(inspect, sources))
 
 
 def output_names(sources: Sequence[str]) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Refining fits, advanced together: one reading of the blocks answers what all of them ask."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dpipe.blocks.flows import Flow
 from dpipe.blocks.rows import Tally
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.compose import Fit, weighted_want
@@ -29,6 +30,7 @@ class Refinements:
         self._asked: dict[int, tuple[Any, ...]] = {}
         self._tally: Tally | None = None
         self._lengths: tuple[int, ...] = ()
+        self._flows: Mapping[str, Flow] = {}
         self.n_rounds = 0
         for fit in step.refines:
             assert fit.way.refine is not None
@@ -53,6 +55,7 @@ class Refinements:
             self._states = states[: len(self._step.collects)]
         self.n_rounds += 1
         self._lengths = self._lengths or tally.lengths
+        self._flows = self._flows or tally.flows
         self._tally = tally if self._tally is None else self._tally.merge(tally)
         for fit in self._step.refines:
             if fit.index in self._asked:
@@ -74,7 +77,9 @@ class Refinements:
 
     def finished(self) -> Known:
         """Give what is known after the last round: these fits, and those that waited for them alone."""
-        tally = replace(self._tally or Tally(), n_readings=self.n_rounds, lengths=self._lengths)
+        tally = replace(
+            self._tally or Tally(), flows=self._flows, n_readings=self.n_rounds, lengths=self._lengths
+        )
         known = replace(
             self._known,
             fitted={**self._known.fitted, **self._fitted},

@@ -7,6 +7,8 @@ from typing import Any
 
 from distributed import Client, get_worker
 
+from dpipe.blocks.flows import counting
+
 TOPIC = "dpipe"
 Listener = Callable[[dict[str, Any]], None]
 
@@ -27,6 +29,16 @@ def emit(event: dict[str, Any]) -> None:
     except ValueError:
         return
     worker.log_event(TOPIC, event)
+
+
+@contextlib.contextmanager
+def counting_apart(block: int) -> Iterator[None]:
+    """Gather what is counted while a block is loaded that no pass reads itself, and tell the client."""
+    with counting(block) as flows:
+        yield
+    for name, flow in flows.items():
+        counts = dict(zip(flow.names, flow.counts[0].tolist(), strict=True))
+        emit({"flow": name, "block": block, "counts": counts})
 
 
 @contextlib.contextmanager

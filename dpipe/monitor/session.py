@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from distributed import Client
 
+from dpipe.blocks.flows import Flow
 from dpipe.blocks.rows import Tally
 from dpipe.errors import InputError, LedgerError
 from dpipe.monitor.progress import Progress
@@ -103,7 +104,9 @@ class Session:
         self._sampler = MemorySampler()
         self._current = ""
         self._error = ""
-        self._flows: dict[str, dict[int, Mapping[str, int]]] = {}
+        self.flows: dict[str, list[Flow]] = {}
+        """What operations have counted, in each of the passes that read them."""
+        self._apart: dict[str, dict[int, Mapping[str, int]]] = {}
 
     def __enter__(self) -> Self:
         self._sampler.__enter__()
@@ -138,7 +141,7 @@ class Session:
             return
         if "flow" in event:
             # a block that is read again says the same again
-            self._flows.setdefault(event["flow"], {})[event["block"]] = event["counts"]
+            self._apart.setdefault(event["flow"], {})[event["block"]] = event["counts"]
             return
         if "curve" in event:
             self._add_to_curve(event["curve"], event["epoch"], event["score"])
@@ -167,13 +170,20 @@ class Session:
 
     def _flow_notes(self) -> list[str]:
         """Say of each join how many rows came in and went out, and why they differ."""
-        said = []
-        for name, blocks in self._flows.items():
+        totals: dict[str, tuple[int, Mapping[str, int]]] = {}
+        for name, blocks in self._apart.items():
             total = Counter[str]()
             for counts in blocks.values():
                 total.update(counts)
-            parts = [f"{abs(n):,} {what}" for what, n in total.items() if n or what.startswith("rows")]
-            said.append(f"{name}, {counted(len(blocks), 'block')}: {', '.join(parts)}.")
+            totals[name] = len(blocks), total
+        for name, flows in self.flows.items():
+            flow = max(flows, key=lambda each: each.n_blocks)
+            totals[name] = flow.n_blocks, {what: flow.total(what) for what in flow.names}
+        said = []
+        for name, (n_blocks, counts) in totals.items():
+            if {"rows in", "rows out"} <= counts.keys():  # of other operations the stages tell
+                parts = [f"{abs(n):,} {what}" for what, n in counts.items() if n or what.startswith("rows")]
+                said.append(f"{name}, {counted(n_blocks, 'block')}: {', '.join(parts)}.")
         return said
 
     def started(self, client: Client | None) -> None:
@@ -204,6 +214,8 @@ class Session:
 
     def add_pass(self, stage: str, title: str, way: str, tally: Tally, **described: Any) -> None:
         """Record one pass."""
+        for name, flow in tally.flows.items():
+            self.flows.setdefault(name, []).append(flow)
         self.passes.append(
             PassRecord(
                 stage=stage,

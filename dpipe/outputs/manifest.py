@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpipe.errors import OutputError
+from dpipe.errors import LedgerError, OutputError
+from dpipe.ledger.book import Ledger
+from dpipe.ledger.codec import decode
 from dpipe.sizes import counted
 
 #: Readers of Parquet folders pass over names that begin so.
@@ -31,6 +33,8 @@ class FileEntry:
     sha256: str
     nbytes: int
     rows: int | None = None
+    checksum: int | None = None
+    """The hashes of its rows, added modulo 2**64."""
 
     @classmethod
     def of(cls, path: Path, rows: int | None = None) -> "FileEntry":
@@ -45,7 +49,8 @@ class FileEntry:
     def told(self) -> dict[str, Any]:
         """Give what a manifest says of it."""
         said: dict[str, Any] = {"sha256": self.sha256, "nbytes": self.nbytes}
-        return said if self.rows is None else {**said, "rows": self.rows}
+        said |= {} if self.rows is None else {"rows": self.rows}
+        return said if self.checksum is None else {**said, "checksum": f"{self.checksum:016x}"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,15 @@ class Verified:
         Rows that it names; None for what has none, as a bundle.
     problems : tuple of str
         One for each file that is not as it was written; empty if all is well.
+    checksum : int or None
+        The hashes of all rows, added modulo 2**64: the same for the same rows in other files, or in another order.
     """
 
     path: Path
     n_files: int
     n_rows: int | None
     problems: tuple[str, ...]
+    checksum: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -122,7 +130,9 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         f"{name}: not of this result" for name in sorted(found - files.keys() - {MANIFEST, _OF_A_BUNDLE})
     ]
     counts = [said["rows"] for said in files.values() if "rows" in said]
-    return Verified(folder, len(files), sum(counts) if counts else None, tuple(problems))
+    sums = [int(said["checksum"], 16) for said in files.values() if "checksum" in said]
+    total = sum(sums) % 2**64 if sums and len(sums) == len(counts) else None
+    return Verified(folder, len(files), sum(counts) if counts else None, tuple(problems), total)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -182,6 +192,24 @@ def write_manifest(
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / MANIFEST)
+
+
+def kept_entry(ledger: Ledger, folder: Path, key: str) -> FileEntry | None:
+    """Give the file that an earlier call has written, if it is there and as it was."""
+    place = ledger.find(key)
+    if place is None:
+        return None
+    try:
+        entry: FileEntry = decode(place.read())
+    except LedgerError:
+        return None
+    path = folder / entry.name
+    return entry if path.is_file() and FileEntry.of(path).sha256 == entry.sha256 else None
+
+
+def gathered(entries: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
+    """Give the entries of all blocks: a task."""
+    return tuple(entries)
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,21 @@ from dask.delayed import Delayed
 from dask.task_spec import List, TaskRef
 from distributed import Client
 
+from dpipe.blocks.hashes import checksum
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.loads import Load
 from dpipe.collect.source import open_source
-from dpipe.errors import InputError, OutputError
+from dpipe.errors import ConservationError, InputError, OutputError
 from dpipe.ledger.book import Ledger
-from dpipe.ledger.codec import decode, encode
+from dpipe.ledger.codec import encode
 from dpipe.outputs.manifest import (
     MANIFEST,
     UNFINISHED,
     FileEntry,
     check_folder,
     finished,
+    gathered,
+    kept_entry,
     refuse_other,
     write_manifest,
 )
@@ -115,11 +118,11 @@ def _write_parts(
     held = graph.hold("writer", _PartWriter(str(folder), schema.remove_metadata(), compression, ledger.pen))
     tasks = []
     for i, (each, key) in enumerate(zip(inputs, keys, strict=True)):
-        arguments = held, each.load, each.needs, i, key, _kept(ledger, folder, key)
+        arguments = held, each.load, each.needs, i, key, kept_entry(ledger, folder, key)
         tasks.append(graph.add_block("write-parquet", i, _write, *arguments))
-    gathered = graph.add("written", _gather, List(*map(TaskRef, tasks)))
+    every = graph.add("written", gathered, List(*map(TaskRef, tasks)))
     with running(place, watched=False) as chosen:
-        entries = compute(Delayed(gathered, graph.tasks), chosen, place.threads)
+        entries = compute(Delayed(every, graph.tasks), chosen, place.threads)
     _commit(folder, entries, [each.key for each in inputs], source.n_rows)
 
 
@@ -135,10 +138,12 @@ class _PartWriter:
         destination = Path(self.folder) / f"part-{i:05d}.parquet"
         temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            pq.write_table(_typed(table, self.schema), temporary, compression=self.compression)
+            table = _typed(table, self.schema)
+            pq.write_table(table, temporary, compression=self.compression)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            entry = FileEntry.of(temporary, table.num_rows)
+            keys = _check_written(table, temporary, destination, i)
+            entry = replace(FileEntry.of(temporary, table.num_rows), name=destination.name, checksum=keys)
             temporary.replace(destination)
         except (OSError, pa.ArrowException) as err:
             raise OutputError(
@@ -147,9 +152,20 @@ class _PartWriter:
             ) from err
         finally:
             temporary.unlink(missing_ok=True)
-        found = FileEntry(destination.name, entry.sha256, entry.nbytes, entry.rows)
-        self.pen.write(key, encode(found), what="part", rows=found.rows)
-        return found
+        self.pen.write(key, encode(entry), what="part", rows=entry.rows)
+        return entry
+
+
+def _check_written(table: pa.Table, path: Path, destination: Path, i: int) -> int:
+    """Read a file back, and compare its rows with those that were to be written; give the sum of their hashes."""
+    keys = checksum(table.to_pandas(use_threads=False))
+    written = pq.read_table(path, use_threads=False)
+    if written.num_rows != table.num_rows or checksum(written.to_pandas(use_threads=False)) != keys:
+        raise ConservationError(
+            f"write_parquet: block {i} has {table.num_rows:,} rows, but {destination} would hold {written.num_rows:,}, "
+            "or others. The disk or its driver may be failing; write it again elsewhere."
+        )
+    return keys
 
 
 def _typed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -175,21 +191,6 @@ def _write(
         return kept
     rows = load(dict(zip(load.needs, inputs, strict=True)))
     return writer.write(rows.X, i, key)
-
-
-def _gather(entries: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
-    return tuple(entries)
-
-
-def _kept(ledger: Ledger, folder: Path, key: str) -> FileEntry | None:
-    """Give the part that an earlier call has written, if it is there and as it was."""
-    place = ledger.find(key)
-    if place is None:
-        return None
-    entry: FileEntry = decode(place.read())
-    path = folder / entry.name
-    same = path.is_file() and FileEntry.of(path).sha256 == entry.sha256
-    return entry if same else None
 
 
 def _commit(

@@ -19,9 +19,9 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 
 from dpipe.cluster.local import compute, find_place, running
-from dpipe.errors import InputError, OutputError
+from dpipe.errors import ConservationError, InputError, OutputError
 from dpipe.ledger.book import Ledger
-from dpipe.ledger.codec import decode, encode
+from dpipe.ledger.codec import encode
 from dpipe.ledger.fingerprint import Fingerprinter, Unknowable, joined
 from dpipe.outputs.manifest import (
     MANIFEST,
@@ -29,6 +29,8 @@ from dpipe.outputs.manifest import (
     FileEntry,
     check_folder,
     finished,
+    gathered,
+    kept_entry,
     refuse_other,
     write_manifest,
 )
@@ -134,13 +136,13 @@ def _write_chunks(array: da.Array, folder: Path, ledger: Ledger, place: Any, *, 
     writer = graph.hold("writer", _ChunkWriter(str(folder), str(draft), ledger.pen))
     tasks = []
     for i, (place_of, key) in enumerate(zip(np.ndindex(array.numblocks), keys, strict=True)):
-        kept = _kept(ledger, folder, key)
+        kept = kept_entry(ledger, folder, key)
         block = None if kept is not None else TaskRef((optimised.name, *place_of))
         origin = tuple(sum(sizes[:j]) for sizes, j in zip(array.chunks, place_of, strict=True))
         tasks.append(graph.add_block("write-zarr", i, _write, writer, block, place_of, origin, key, kept))
-    gathered = graph.add("written", _gather, List(*map(TaskRef, tasks)))
+    every = graph.add("written", gathered, List(*map(TaskRef, tasks)))
     with running(place, watched=False) as chosen:
-        entries = compute(Delayed(gathered, graph.tasks), chosen, place.threads)
+        entries = compute(Delayed(every, graph.tasks), chosen, place.threads)
     _commit(folder, draft, entries, keys)
 
 
@@ -188,6 +190,11 @@ class _ChunkWriter:
             array = zarr.open_array(self.draft, mode="r+").with_config({"write_empty_chunks": True})
             where = tuple(slice(a, a + n) for a, n in zip(origin, block.shape, strict=True))
             array[where] = block
+            if np.asarray(array[where]).tobytes() != block.tobytes():
+                raise ConservationError(
+                    f"write_zarr: the chunk at {tuple(place_of)} does not hold what was written to it. The disk or its "
+                    "driver may be failing; write it again elsewhere."
+                )
             made = Path(self.draft) / name
             with made.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -212,20 +219,6 @@ def _write(
     kept: FileEntry | None,
 ) -> FileEntry:
     return kept if kept is not None else writer.write(np.asarray(block), place_of, origin, key)
-
-
-def _gather(entries: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
-    return tuple(entries)
-
-
-def _kept(ledger: Ledger, folder: Path, key: str) -> FileEntry | None:
-    """Give the chunk that an earlier call has written, if it is there and as it was."""
-    place = ledger.find(key)
-    if place is None:
-        return None
-    entry: FileEntry = decode(place.read())
-    path = folder / entry.name
-    return entry if path.is_file() and FileEntry.of(path).sha256 == entry.sha256 else None
 
 
 def _commit(folder: Path, draft: Path, entries: Sequence[FileEntry], keys: Sequence[str]) -> None:

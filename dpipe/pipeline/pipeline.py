@@ -24,6 +24,7 @@ from dpipe.ledger.book import Ledger
 from dpipe.monitor.diagram import diagram
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.pipeline.collecting import Contracted, begin_collect, collected, count_refused
+from dpipe.pipeline.conservation import counted
 from dpipe.pipeline.runner import Runner
 from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_input
 from dpipe.sizes import parse_bytes
@@ -144,7 +145,10 @@ class Pipeline:
         also when data is appended.
         """
         ways = {"stratify": stratify, "time": time, "test_from": test_from, "gap": gap}
-        train, test = split_rows(frame, test_size=test_size, by=by, random_state=random_state, **ways)
+        name = self._next_name("split")
+        train, test = split_rows(
+            frame, test_size=test_size, by=by, random_state=random_state, name=name, **ways
+        )
         if time is not None:
             says = f"rows from {test_from} on to test, by {time}" + (
                 f", {gap} apart" if gap is not None else ""
@@ -177,18 +181,21 @@ class Pipeline:
             If the function fails on an empty block.
         """
         name = getattr(function, "__name__", repr(function))
+        stage = self._next_name("preprocess")
+        given = counted(f"{stage}: in", frame)
         try:
             if isinstance(frame, dd.DataFrame):
                 # the meta is made here: Dask would try made-up values, which a filter may not like
                 meta = function(frame._meta.copy(), **options)
-                made = frame.map_partitions(function, **options, meta=meta, enforce_metadata=False)
+                made = given.map_partitions(function, **options, meta=meta, enforce_metadata=False)
             else:
-                made = da.map_blocks(function, frame, **options)
+                made = da.map_blocks(function, given, **options)
         except Exception as err:
             raise InputError(
                 f"preprocess: {name} fails on a block without rows: {type(err).__name__}: {err}. Its columns are "
                 "found that way before anything is read; let it accept an empty block."
             ) from err
+        made = counted(f"{stage}: out", made)
         self._add("preprocess", name, (frame,), (made,))
         return made
 
@@ -199,7 +206,7 @@ class Pipeline:
 
         The report tells how many rows came in and went out, and why they differ.
         """
-        made = merge(left, right, on, **options)
+        made = merge(left, right, on, **{"name": self._next_name("preprocess"), **options})
         keys = options["left_on"] if on is None else on
         names = keys if isinstance(keys, str) else ", ".join(keys)
         says = f"{options.get('how', 'inner')} join on {names}"

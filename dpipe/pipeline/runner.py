@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
+from dpipe.pipeline.conservation import check_flows, with_rows
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_input
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
-from dpipe.train.fit import Prepared, prepare, run_fit
+from dpipe.train.fit import Prepared, n_rows_read, prepare, run_fit
 from dpipe.validate.score import Scores, score_source
 
 
@@ -96,10 +96,10 @@ class Runner:
             sides = [self.rows.get(id(side)) for side in stage.outputs]
             if stage.kind == "split" and None not in sides and not stage.settings["drops"]:
                 self.rows.setdefault(id(stage.inputs[0]), sum(n for n in sides if n is not None))
-        for i, (stage, record) in enumerate(zip(self.pipe.stages, self.session.stages, strict=True)):
-            given = [self.rows.get(id(output)) for output in stage.outputs]
-            if record.rows_out is None and stage.kind in ("split", "preprocess") and None not in given:
-                self.session.stages[i] = replace(record, rows_out=sum(n for n in given if n is not None))
+        self.session.stages[:] = [
+            with_rows(stage, record, self.session.flows, self.rows)
+            for stage, record in zip(self.pipe.stages, self.session.stages, strict=True)
+        ]
 
     def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:
         source = open_source(stage.outputs[0])
@@ -120,7 +120,7 @@ class Runner:
         self.model, tallies = run_fit(prepared, self.session.listener, self.session.started, recorded)
         self.session.add_passes(stage.name, prepared.plan, tallies)
         self.models[id(stage.outputs[0])] = self.model
-        rows = tallies[0].rows if tallies else None
+        rows = n_rows_read(prepared, tallies)
         if rows is not None:
             self.rows[id(stage.settings["frame"])] = rows
         return rows, rows, ""
@@ -135,7 +135,7 @@ class Runner:
         self.session.required.update(settings["require"])
         if settings["reference"] is not None:
             self.session.references.update(self._scored(stage, settings["reference"], reference=True)[0])
-        self._check_conservation(stage)
+        check_flows(self.pipe.stages, self.session.flows)
         self._check_required(settings["require"], metrics)
         return rows, rows, ""
 
@@ -176,23 +176,6 @@ class Runner:
                 raise
             # our own cluster has too many threads for this model; one of its own may have fewer
             return score_source(model, X, y, client=None, **arguments)
-
-    def _check_conservation(self, stage: Stage) -> None:
-        """Rows that were split must all be on one side or the other."""
-        for splitting in self.pipe.stages:
-            if splitting.kind != "split":
-                continue
-            before = self.rows.get(id(splitting.inputs[0]))
-            sides = [self.rows.get(id(side)) for side in splitting.outputs]
-            if before is None or None in sides:
-                continue
-            after = sum(side for side in sides if side is not None)
-            # between two times may be a gap, and a missing time is on no side
-            if before < after or (before > after and not splitting.settings["drops"]):
-                raise DpipeError(
-                    f"{splitting.name}: {before:,} rows came in, but {sides[0]:,} and {sides[1]:,} went out. "
-                    "Files changed during the run, or a block was lost; run it again."
-                )
 
     def _check_required(self, require: Mapping[str, float], metrics: Mapping[str, float]) -> None:
         missed = [

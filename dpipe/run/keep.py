@@ -6,6 +6,7 @@ from typing import Any
 
 from dask.task_spec import List, TaskRef
 
+from dpipe.blocks.flows import counting
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt
 from dpipe.blocks.scratch import ScratchBlock
@@ -37,6 +38,7 @@ def add_keep(
             TaskRef(known),
             folder,
             graph.token,
+            i,
         )
         for i, each in enumerate(inputs)
     ]
@@ -57,13 +59,15 @@ def keep_block(
     known: Any,
     folder: str,
     token: str,
+    block: int,
     gate: Any = None,
 ) -> ScratchBlock:
     """Load one block and keep what is made of it: a task; `gate` is what it has to wait for."""
     keep_freed()
-    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    with counting(block) as flows:
+        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     size = nbytes(rows.X)
-    kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows)
+    kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows, flows)
     del rows
     trim(size)
     return kept

@@ -7,6 +7,7 @@ from typing import Any
 
 from dask.task_spec import List, TaskRef
 
+from dpipe.blocks.flows import counting
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.table import n_rows
@@ -163,9 +164,10 @@ def _scan_block(
 ) -> PassState:
     started = time.time()
     keep_freed()
-    rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    with counting(i) as flows:
+        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     states = collect(rows, known) if n_rows(rows.X) else None
-    tally = Tally.of(rows, started)
+    tally = Tally.of(rows, started, flows)
     del rows
     trim(tally.nbytes)
     emit({"pass": name, "block": i, "n_blocks": n, "rows": tally.rows, "nbytes": tally.nbytes})

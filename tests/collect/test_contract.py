@@ -328,6 +328,6 @@ def test_rows_in_are_rows_out_and_rows_apart(values, group, blocks, tmp_path_fac
 @pytest.mark.cluster
 def test_worker_processes_set_the_same_rows_apart(folder, tmp_path):
     write(folder, good(), good(x=bad_numbers()), good(x=[None, *range(7)]))
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         pipeline(folder, tmp_path, STRICT, "quarantine").run(client=client)
     assert dpipe.quarantined(tmp_path / "run").rows == 3

@@ -5,6 +5,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 import dpipe
+from dpipe.collect import csv
 from dpipe.errors import InputError, SourceError
 
 
@@ -55,3 +56,60 @@ def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "1.csv").write_text("")
     with pytest.raises(SourceError, match=r"1\.csv cannot be read as CSV"):
         dpipe.read_csv(tmp_path)
+
+
+def grown(path):
+    with path.open("a") as file:
+        file.write("4,3.5\n")
+
+
+def removed(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(("change", "says"), [(grown, "it had 22 bytes and has 28"), (removed, "it is gone")])
+def test_a_file_that_changed_since_it_was_listed_is_named_and_nothing_of_it_is_used(change, says, tmp_path):
+    frame = dpipe.read_csv(write(tmp_path, FRAME, FRAME))
+    change(tmp_path / "1.csv")
+    with pytest.raises(SourceError, match=rf"1\.csv has changed since it was listed: {says}"):
+        dpipe.fit(StandardScaler(), frame)
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch):
+    real = csv.read_block
+
+    def meanwhile(file, *arguments):
+        text = real(file, *arguments)
+        grown(tmp_path / "1.csv")
+        return text
+
+    frame = dpipe.read_csv(write(tmp_path, FRAME, FRAME))
+    monkeypatch.setattr(csv, "read_block", meanwhile)
+    with pytest.raises(SourceError, match=r"1\.csv has changed since it was listed"):
+        frame.partitions[1].compute(scheduler="sync")
+
+
+def test_only_the_blocks_of_a_changed_file_are_read_again(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, *[FRAME] * 3)
+    dpipe.fit(StandardScaler(), dpipe.read_csv(data), workdir=tmp_path / "run")
+    grown(data / "1.csv")
+    capsys.readouterr()
+    fitted = dpipe.fit(StandardScaler(), dpipe.read_csv(data), workdir=tmp_path / "run")
+    assert fitted.n_samples_seen_ == 10
+    said = capsys.readouterr().err
+    assert "2 of 3 blocks of pass 1 on record" in said
+    assert f"the file {data / '1.csv'} changed" in said
+
+
+def test_compressed_files_and_broken_ones(tmp_path):
+    FRAME.to_csv(tmp_path / "0.csv.gz", index=False)
+    FRAME.to_csv(tmp_path / "1.csv.gz", index=False)
+    with pytest.warns(UserWarning, match="compress"):
+        frame = dpipe.read_csv(str(tmp_path / "*.csv.gz"))
+    assert dpipe.fit(StandardScaler(), frame).n_samples_seen_ == 6
+    whole = (tmp_path / "1.csv.gz").read_bytes()
+    (tmp_path / "1.csv.gz").write_bytes(whole[:30] + bytes(8) + whole[38:])
+    with pytest.raises(SourceError, match=r"1\.csv\.gz"):
+        dpipe.fit(StandardScaler(), frame)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
 import dpipe
+from dpipe.blocks.flows import counting
 from dpipe.collect.join import Expected, Join
 from dpipe.errors import ConservationError, InputError
-from dpipe.monitor.events import listening
+from dpipe.train.fit import prepare, run_fit
 
 HOWS = ("inner", "left", "right", "outer")
 LEFT = pd.DataFrame(
@@ -120,7 +121,7 @@ def test_a_block_without_rows():
 def test_validate_is_checked_over_all_blocks(validate):
     # equal keys stand in different blocks
     twice = dd.from_pandas(pd.DataFrame({"k": [1, 2, 3, 1], "v": range(4)}), npartitions=2)
-    with pytest.raises(InputError, match=f"validate='{validate}' does not hold in block"):
+    with pytest.raises(InputError, match=f"validate='{validate}' does not hold in a block"):
         dpipe.merge(twice, twice, on="k", validate=validate).compute(scheduler="sync")
     once = pd.DataFrame({"k": [1, 2], "w": [1, 2]})
     with pytest.raises(InputError, match="does not hold"):
@@ -137,8 +138,8 @@ def test_a_loss_is_noticed(lost, monkeypatch):
 
     join = Join(("k",), ("k",), "inner", ("_x", "_y"), None)
     monkeypatch.setattr(pd.DataFrame, "merge", faulty)
-    with pytest.raises(ConservationError, match=r"merge on 'k': block 7 has"):
-        join(LEFT, RIGHT, partition_info={"number": 7})
+    with pytest.raises(ConservationError, match=r"merge on 'k': block 7 has"), counting(7):
+        join(LEFT, RIGHT)
 
 
 def test_what_must_come_out_is_told():
@@ -160,14 +161,11 @@ def test_a_fit_reads_a_join_and_says_what_came_of_it():
     left = dd.from_pandas(LEFT[["k", "v"]], npartitions=4)
     joined = dpipe.merge(left, dd.from_pandas(RIGHT[["k", "w"]], npartitions=3), on="k")
     whole = LEFT[["k", "v"]].merge(RIGHT[["k", "w"]], on="k")
-    events = []
-    with listening(events.append, None):
-        fitted = dpipe.fit(LinearRegression(), joined[["k", "v"]], joined["w"])
+    fitted, (tally,) = run_fit(prepare(LinearRegression(), joined[["k", "v"]], joined["w"]))
     wanted = LinearRegression().fit(whole[["k", "v"]], whole["w"])
     np.testing.assert_allclose(fitted.coef_, wanted.coef_, rtol=1e-9)
-    flows = [event for event in events if event.get("flow") == "merge on 'k'"]
-    assert sum(event["counts"]["rows in"] for event in flows) == 300
-    assert sum(event["counts"]["rows out"] for event in flows) == len(whole)
+    flow = tally.flows["merge on 'k'"]
+    assert (flow.n_blocks, flow.total("rows in"), flow.total("rows out")) == (4, 300, len(whole))
 
 
 @pytest.mark.parametrize(

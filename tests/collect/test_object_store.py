@@ -144,6 +144,19 @@ def test_a_changed_object_is_never_taken_from_the_record(store, folder, tmp_path
     assert abs(run().coef_[0] - first.coef_[0]) > 0.1
 
 
+def test_csv_of_a_store_is_recorded_and_noticed_when_it_changes(store, tmp_path, capsys):
+    for i in range(2):
+        store.put(f"recorded/{i}.csv", table(200 * i).to_csv(index=False).encode())
+    rows = dpipe.read_csv(f"s3://{BUCKET}/recorded/*.csv", storage_options=store.options)
+    first = dpipe.fit(LinearRegression(), rows[["x"]], rows["y"], workdir=tmp_path)
+    again = dpipe.fit(LinearRegression(), rows[["x"]], rows["y"], workdir=tmp_path)
+    assert first.coef_ == again.coef_
+    assert "pass 1 on record" in capsys.readouterr().err
+    store.put("recorded/1.csv", table(200).assign(y=0.0).to_csv(index=False).encode())
+    with pytest.raises(SourceError, match=r"recorded/1\.csv has changed since it was listed"):
+        rows.compute(scheduler="sync")
+
+
 def files_with(folder, secrets):
     found = []
     for place, _, names in os.walk(folder):

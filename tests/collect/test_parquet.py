@@ -1,7 +1,11 @@
 """Parquet sources: metadata only until read, one type a column, files that are broken are named."""
 
 import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -12,11 +16,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from dpipe.collect.block_list import BlockList
 from dpipe.collect.loads import ReadLoad
 from dpipe.collect.parquet import BlockSpec, ParquetReader, read_parquet, row_nbytes
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError, SourceError
-from dpipe.train.fit import fit
+from dpipe.train.fit import fit, plan
 from tests.helpers import raise_if_computes
 
 FRAME = pd.DataFrame(
@@ -303,3 +308,25 @@ def test_times_are_refused_by_name_where_numbers_are_needed(tmp_path):
     with pytest.raises(InputError, match="Column 'when' is not numeric: its type is timestamp"):
         fit(StandardScaler(), X[["a", "when"]])
     assert fit(make_column_transformer((StandardScaler(), ["a"])), X)
+
+
+@dataclass(frozen=True)
+class Told(BlockSpec):
+    """A block that counts how often all of it is looked at."""
+
+    seen: ClassVar[Counter] = Counter()
+
+    def __repr__(self):
+        self.seen[self.path, self.row_groups] += 1
+        return super().__repr__()
+
+
+def test_planning_looks_at_each_block_once():
+    schema = pa.schema([("x", pa.float64()), ("y", pa.float64())])
+    blocks = BlockList(Told(f"{i}.parquet", (0,), 10, (100, i)) for i in range(50))
+    Told.seen.clear()
+    frame = dd.from_map(ParquetReader(schema, ()), blocks, meta=schema.empty_table().to_pandas())
+    for model in (StandardScaler(), make_pipeline(StandardScaler(), OneHotEncoder())):
+        plan(model, frame, "y")
+    assert set(Told.seen.values()) == {1}
+    assert len(Told.seen) == 50

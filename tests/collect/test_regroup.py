@@ -79,7 +79,7 @@ def test_threads_and_processes_give_the_same_order():
 
 @pytest.mark.cluster
 def test_worker_processes(tmp_path):
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         moved = dpipe.shuffle(dd.from_pandas(ROWS, npartitions=6), "k", folder=tmp_path)
         fitted = dpipe.fit(LinearRegression(), moved[["k"]], moved["v"], client=client)
     wanted = LinearRegression().fit(ROWS[["k"]], ROWS["v"])

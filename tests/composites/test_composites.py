@@ -160,7 +160,6 @@ def test_weights_are_routed_to_those_that_request_them():
         (VotingRegressor([("a", Ridge())], weights=[1, 2]), "2 weights for 1 estimators"),
         (TransformedTargetRegressor(func=np.log), "go together"),
         (TransformedTargetRegressor(func=np.log, transformer=StandardScaler()), "not both"),
-        (CalibratedClassifierCV(GaussianNB(), method="isotonic"), "sigmoid"),
         (CalibratedClassifierCV(GaussianNB(), cv=LeaveOneOut()), "number of folds"),
         (StackingClassifier([("a", GaussianNB())], cv=ShuffleSplit()), "number of folds"),
         (StackingClassifier([("a", GaussianNB())], final_estimator=Ridge()), "no classifier"),

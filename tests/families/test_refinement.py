@@ -167,7 +167,7 @@ def test_workers_keep_their_own_scratch(processes):
     model = make_pipeline(StandardScaler(), LogisticRegression())
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):

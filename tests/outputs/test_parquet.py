@@ -11,12 +11,13 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import dpipe
 from dpipe.cli import main
-from dpipe.errors import InputError, OutputError
+from dpipe.errors import ConservationError, InputError, OutputError
 from dpipe.outputs.manifest import MANIFEST, verify
 from dpipe.outputs.parquet import write_parquet
 
@@ -45,6 +46,36 @@ def test_rows_come_back(frame, npartitions, tmp_path):
     checked = verify(folder)
     assert (checked.ok, checked.n_files, checked.n_rows) == (True, npartitions, 500)
     assert {item.name for item in folder.iterdir()} == {MANIFEST, *(part.name for part in parts)}
+
+
+@pytest.mark.parametrize("lost", ["row", "value"])
+def test_what_is_written_is_read_back_and_compared(frame, lost, tmp_path, monkeypatch):
+    real = pq.write_table
+
+    def faulty(table, where, **options):
+        rows = table.to_pandas()
+        wrong = rows.iloc[1:] if lost == "row" else rows.assign(n=rows["n"].where(rows["n"] != 300, 7))
+        real(pa.Table.from_pandas(wrong, schema=table.schema, preserve_index=False), where, **options)
+
+    monkeypatch.setattr(pq, "write_table", faulty)
+    says = (
+        r"block \d has 125 rows, but .* would hold 124"
+        if lost == "row"
+        else "block 2 has 125 rows, but .* 125"
+    )
+    with pytest.raises(ConservationError, match=says):
+        write_parquet(dd.from_pandas(frame, npartitions=4), tmp_path / "out")
+    assert not (tmp_path / "out" / MANIFEST).exists()
+    monkeypatch.undo()
+    assert verify(write_parquet(dd.from_pandas(frame, npartitions=4), tmp_path / "out")).ok
+
+
+def test_the_checksum_is_of_the_rows_whatever_their_files_and_order(frame, tmp_path):
+    one = write_parquet(dd.from_pandas(frame, npartitions=1), tmp_path / "one")
+    others = frame.sample(frac=1, random_state=0).assign(kind=lambda rows: rows["kind"].astype(str))
+    many = write_parquet(dd.from_pandas(others, npartitions=7, sort=False), tmp_path / "many")
+    other = write_parquet(dd.from_pandas(frame.assign(x=0.0), npartitions=1), tmp_path / "other")
+    assert verify(one).checksum == verify(many).checksum != verify(other).checksum
 
 
 def test_a_source_of_parquet_is_copied_with_its_types(frame, tmp_path):

@@ -242,7 +242,7 @@ def test_the_graph_has_one_task_a_block_and_pass():
 def test_what_a_cluster_holds_is_not_read_again():
     reader, X = counted()
     with (
-        LocalCluster(processes=False, threads_per_worker=2, n_workers=1, dashboard_address=None) as cluster,
+        LocalCluster(processes=False, threads_per_worker=2, n_workers=1, dashboard_address=":0") as cluster,
         Client(cluster),
     ):
         held = X.persist()

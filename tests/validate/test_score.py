@@ -178,7 +178,7 @@ def test_the_same_bits_on_an_embedded_cluster(tmp_path):
 
 @pytest.mark.cluster
 def test_a_client_of_ones_own():
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
         found = score(MODEL, blocks(FRAME, [60] * 10), "late", scoring="roc_auc", client=client)
     assert found == score(MODEL, FRAME, "late", scoring="roc_auc")
 

@@ -119,10 +119,15 @@ def calibrations():
         CalibratedClassifierCV(LogisticRegression(), cv=3),
         CalibratedClassifierCV(GaussianNB(), cv=3, ensemble=False),
         CalibratedClassifierCV(make_pipeline(StandardScaler(), GaussianNB()), cv=KFold(3)),
+        CalibratedClassifierCV(GaussianNB(), cv=3, method="isotonic"),
+        CalibratedClassifierCV(LogisticRegression(), cv=3, method="isotonic", ensemble=False),
+        CalibratedClassifierCV(GaussianNB(), cv=3, method="temperature", ensemble=False),
+        CalibratedClassifierCV(LogisticRegression(C=1e-4), cv=3, method="temperature"),
     ]
     yield from each(variants, (SCALED, ("frame", "parquet", "array", "numpy")), y="text", rtol=1e-4)
     yield from each(variants, (SCALED, ("frame", "array")), y="flag", rtol=1e-4)
-    yield Case(variants[0], SCALED, ("frame", "array"), y="flag", weighted=True, rtol=1e-4)
+    weighted = (variants[0], variants[4], variants[5])
+    yield from each(weighted, (SCALED, ("frame", "array")), y="flag", weighted=True, rtol=1e-4)
     frame = awkward_frame()
     fitted = FrozenEstimator(GaussianNB().fit(frame[list(SCALED)], frame["plain"] > 0))
     frozen = [CalibratedClassifierCV(fitted, cv=3), CalibratedClassifierCV(fitted, cv=3, ensemble=True)]
