@@ -34,14 +34,16 @@ LEARNERS: dict[str, Any] = {
 }
 
 
-def run_here(contender: str, learner: str, epochs: int, folder: Path) -> None:
+def run_here(contender: str, learner: str, epochs: int, folder: Path, *, processes: bool = True) -> None:
     """Fit and score once, on two worker processes, and print one line of JSON."""
     train, test = train_and_test(folder)
     _, _, shards = contender.partition(" ")
     seen = dpipe.Epochs(epochs, average=int(shards) if shards else None)
     model = Pipeline([("columns", make_model()[0]), ("learner", LEARNERS[learner])])
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None
+        ) as cluster,
         Client(cluster) as client,
     ):
         client.run(import_module, dpipe.__name__)

@@ -1,9 +1,12 @@
 """Every stage knows how many rows came in and went out; what does not add up stops the run."""
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, SGDRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import dpipe
 from dpipe.blocks.flows import Flow
@@ -112,3 +115,36 @@ def test_both_sides_of_a_split_must_add_up_block_by_block():
         ConservationError, match="split: of block 0, 10 rows came in, but 4 and 5 went out, or others"
     ):
         check_flows(stages, told([10, 10], [100, 200], [[[4, 41], [3, 90]], [[5, 55], [6, 105]]]))
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        dpipe.Epochs(3, shuffle="rows", mix=2),
+        dpipe.Epochs(4, shuffle="blocks", average=2),
+        dpipe.Epochs(4, shuffle="rows", mix=3, validation=0.3, patience=4),
+    ],
+    ids=["mixed", "averaged", "stopped"],
+)
+@pytest.mark.parametrize(
+    "model", [SGDRegressor(random_state=0), make_pipeline(StandardScaler(), SGDRegressor())]
+)
+def test_blocks_that_are_read_in_random_order_are_told_in_theirs(model, epochs, tmp_path):
+    """Else the counts of one pass would stand beside those of other blocks in another."""
+    frames = [pd.DataFrame({"x": np.arange(n) / 50, "y": 1.0}) for n in (40, 10, 30, 5, 50, 20)]
+    pipe = dpipe.Pipeline("orders", workdir=tmp_path)
+    rows = pipe.collect(dd.concat([dd.from_pandas(frame, npartitions=1) for frame in frames]))
+    kept = pipe.preprocess(rows, without_the_first)
+    train, test = pipe.split(kept, by=["x"])
+    fitted = pipe.train(model, train, target="y", epochs=epochs)
+    pipe.validate(fitted, test, scoring="r2")
+    pipe.run(progress=False)
+    record = RunRecord.read(tmp_path / "run.json")
+    stages = {stage.name: stage for stage in record.stages}
+    assert (stages["preprocess"].rows_in, stages["preprocess"].rows_out) == (155, 149)
+    assert stages["split"].rows_in == stages["split"].rows_out == 149
+    assert stages["train"].rows_in == 149 - stages["validate"].rows_in
+
+
+def without_the_first(block):
+    return block.iloc[1:]

@@ -7,7 +7,7 @@ calls `tell`; whoever reads a block gathers what is told meanwhile, block after 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -21,15 +21,12 @@ class Flow:
     """What each column counts."""
     counts: np.ndarray
     """Of shape (n_blocks, n_names), int64; sums of hashes are modulo 2**64."""
-    blocks: np.ndarray | None = None
-    """The number of each block, where they were not read in their order; int64 of shape (n_blocks,)."""
 
     @classmethod
-    def of(cls, counts: Mapping[str, int], block: int | None = None) -> Self:
+    def of(cls, counts: Mapping[str, int]) -> Self:
         """Take the counts of one block."""
         values = [n % 2**64 for n in counts.values()]
-        number = None if block is None else np.array([block])
-        return cls(tuple(counts), np.array([values], dtype=np.uint64).view(np.int64), number)
+        return cls(tuple(counts), np.array([values], dtype=np.uint64).view(np.int64))
 
     @property
     def n_blocks(self) -> int:
@@ -38,15 +35,11 @@ class Flow:
 
     def merge(self, other: Self) -> Self:
         """Add the blocks that come after these."""
-        known = self.blocks is not None and other.blocks is not None
-        numbers = np.concatenate([self.blocks, other.blocks]) if known else None
-        return type(self)(self.names, np.concatenate([self.counts, other.counts]), numbers)
+        return type(self)(self.names, np.concatenate([self.counts, other.counts]))
 
-    def in_order(self) -> Self:
-        """Give each block once and in its place, whatever the order in which they were read."""
-        if self.blocks is None:
-            return self
-        return type(self)(self.names, self.counts[np.unique(self.blocks, return_index=True)[1]])
+    def taken(self, blocks: np.ndarray) -> Self:
+        """Give the blocks at some places."""
+        return type(self)(self.names, self.counts[blocks])
 
     def of_each_block(self, name: str) -> np.ndarray:
         """Give one of the counts; int64 of shape (n_blocks,)."""
@@ -76,8 +69,7 @@ def merged(first: Mapping[str, Flow], second: Mapping[str, Flow]) -> Flows:
 
 @dataclass
 class _Block:
-    number: int
-    numbered: bool
+    name: str
     flows: Flows = field(default_factory=dict)
 
 
@@ -85,9 +77,9 @@ _current: ContextVar[_Block | None] = ContextVar("block", default=None)
 
 
 @contextmanager
-def counting(block: int, *, numbered: bool = False) -> Iterator[Flows]:
-    """Gather what operations tell while a block is loaded; `numbered` where blocks are not read in their order."""
-    within = _Block(block, numbered)
+def counting(block: int) -> Iterator[Flows]:
+    """Gather what operations tell while a block is loaded."""
+    within = _Block(f"block {block}")
     token = _current.set(within)
     try:
         yield within.flows
@@ -100,7 +92,7 @@ def tell(name: str, counts: Mapping[str, int]) -> None:
     block = _current.get()
     if block is None:
         return
-    flow, chosen, n = Flow.of(counts, block.number if block.numbered else None), name, 1
+    flow, chosen, n = Flow.of(counts), name, 1
     while chosen in block.flows:  # another operation of the same name
         n += 1
         chosen = f"{name} ({n})"
@@ -110,14 +102,11 @@ def tell(name: str, counts: Mapping[str, int]) -> None:
 def tell_again(flows: Mapping[str, Flow]) -> None:
     """Tell what was gathered when the block was read for the first time."""
     block = _current.get()
-    if block is None:
-        return
-    for name, flow in flows.items():
-        number = np.array([block.number]) if block.numbered else None
-        block.flows[name] = replace(flow, blocks=number)
+    if block is not None:
+        block.flows.update(flows)
 
 
 def block_name() -> str:
     """Say which block is being loaded, for messages."""
     block = _current.get()
-    return "a block" if block is None else f"block {block.number}"
+    return "a block" if block is None else block.name

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -127,6 +127,18 @@ class Tally:
             n_recalled=self.n_recalled + other.n_recalled,
             flows=merged(self.flows, other.flows),
         )
+
+    def in_order(self, blocks: Sequence[int]) -> Self:
+        """Give the tally of blocks that were read in another order than theirs; `blocks` are their numbers.
+
+        What stands for another number of blocks is left out.
+        """
+        places = np.argsort(blocks)
+        lengths = self.lengths if len(self.lengths) == len(places) else ()
+        flows = {
+            name: flow.taken(places) for name, flow in self.flows.items() if flow.n_blocks == len(places)
+        }
+        return replace(self, lengths=tuple(lengths[i] for i in places[: len(lengths)]), flows=flows)
 
     def recalled(self) -> Self:
         """Give the tally of the same blocks, on record: they took no time, and no memory."""

@@ -57,7 +57,7 @@ class Epochs:
         SGD estimators, perceptrons and MLPs. This number is a part of the answer; the number of workers is not: give
         as many as there will be workers, or more. As many blocks are learned by one first, where the others start:
         give blocks of some thousand rows at least.
-    average_every : int, default 1
+    average_every : int, default 2
         Blocks that each of them learns until they are averaged; they are at the end of an epoch, too.
     validation : float or tuple, optional
         Score the last step on rows that it does not learn from after each epoch, and stop early: a share of the rows,
@@ -98,7 +98,7 @@ class Epochs:
     mix: int = 8
     random_state: int = 0
     average: int | None = None
-    average_every: int = 1
+    average_every: int = 2
     validation: Any = None
     patience: int = 5
     tol: float = 1e-4

@@ -230,7 +230,7 @@ class Session:
     def add_pass(self, stage: str, title: str, way: str, tally: Tally, **described: Any) -> None:
         """Record one pass."""
         for name, flow in tally.flows.items():
-            self.flows.setdefault(name, []).append(flow.in_order())
+            self.flows.setdefault(name, []).append(flow)
         self.passes.append(
             PassRecord(
                 stage=stage,

@@ -20,7 +20,7 @@ from dpipe.pipeline.conservation import check_flows, with_rows
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
-from dpipe.train.fit import run_fit
+from dpipe.train.fit import n_rows_read, run_fit
 from dpipe.train.prepare import OwnFit, Prepared, prepare
 from dpipe.validate.score import Scores, score_source
 
@@ -122,7 +122,7 @@ class Runner:
         self.model, tallies = run_fit(prepared, self.session.listener, self.session.started, recorded)
         self.session.add_passes(stage.name, prepared.plan, tallies)
         self.models[id(stage.outputs[0])] = self.model
-        rows = tallies[0].rows if tallies else None
+        rows = n_rows_read(prepared, tallies)
         if isinstance(prepared, OwnFit):
             rows = prepared.n_rows_of(tallies)
         if rows is not None:

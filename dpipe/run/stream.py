@@ -74,10 +74,15 @@ class Feed:
         """Give the fingerprint of what each visit gives."""
         return [joined(*(self.inputs[block].key for block in visit.blocks)) for visit in self.visits]
 
+    def block(self, step: int) -> int:
+        """Give the block that a step is the first to read; of mixed ones one each."""
+        visit = self.visits[step]
+        return visit.blocks[visit.part or 0]
+
     def ready(self, step: int, passed: Passed) -> Any:
         """Add what prepares a step's rows; give the key of the rows, None without any, and of what was read."""
         visit = self.visits[step]
-        extra = self.given[visit.blocks[visit.part or 0]] if self.given else None
+        extra = self.given[self.block(step)] if self.given else None
         found = None if extra is None else TaskRef(extra)
         if visit.part is None:
             return self._add(step, visit.blocks[0], visit.epoch, found, passed(step - self.window))
@@ -208,7 +213,7 @@ def _prepare_block(
     started = time.time()
     keep_freed()
     epoch, i = position
-    with counting(i, numbered=True) as flows:
+    with counting(i) as flows:
         rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
     prepared = prepare(rows, known, position, given) if n_rows(rows.X) else None
     tally = Tally.of(rows, started, {} if epoch else flows)
@@ -234,9 +239,9 @@ def _mix_part(
     given: Any,
     gate: Any,
 ) -> tuple[Rows | None, Tally]:
-    """Take one visit's rows out of several blocks; of what was read it tells one block, and of no lengths."""
+    """Take one visit's rows out of several blocks; of what was read it tells one block."""
     began = time.time()
-    tally = replace(prepared[part][1], lengths=())
+    tally = prepared[part][1]
     if not len(order[part]):
         return None, tally
     held = [None if rows is None else rows for rows, _ in prepared]

@@ -218,7 +218,9 @@ class Stopping:
             self._tell(Epoch(made, score, better))
         assert best is not None
         learned, scored = (replace(tally, lengths=(), n_readings=made) for tally in self._tallies)
-        known = finish_learning(self.learning.step, self.known, (best[1], learned), False)
+        known = finish_learning(
+            self.learning.step, self.known, (best[1], learned), range(len(self._first[0]))
+        )
         return replace(known, tallies=(*known.tallies, scored))
 
     def _tell(self, epoch: Epoch) -> None:
@@ -260,8 +262,14 @@ class Stopping:
         if kept:
             self._kept = kept[: len(inputs)], kept[len(inputs) :]
         (self._state, learned_tally), state = found
-        self._tallies = self._tallies[0].merge(learned_tally), self._tallies[1].merge(state.tally)
+        self._tally(learned_tally.in_order(self.learning.reading_order(feed)), state.tally)
         return self._score(state, number)
+
+    def _tally(self, learned: Tally, scored: Tally) -> None:
+        """Add up what was read; what operations have counted is the same each time."""
+        if self._tallies[0].n_blocks:
+            learned, scored = replace(learned, flows={}), replace(scored, flows={})
+        self._tallies = self._tallies[0].merge(learned), self._tallies[1].merge(scored)
 
     def _inputs(self, graph: GraphBuilder) -> tuple[list[Input], list[Input]]:
         """Give what loads the rows to learn from, and those to score on."""

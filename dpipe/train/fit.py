@@ -279,6 +279,16 @@ def run_fit(
     return _estimator_of(known, prepared.program.walk.root), known.tallies
 
 
+def n_rows_read(prepared: Prepared, tallies: Sequence[Tally]) -> int | None:
+    """Give the rows that the first pass has read in each of its readings; None if there was none."""
+    if not tallies:
+        return None
+    rows, times = tallies[0].rows, tallies[0].n_readings or prepared.plan.passes[0].epochs
+    if prepared.epochs.share is not None and _stops_early(prepared, prepared.program.passes[0]):
+        rows += tallies[1].rows  # those that were held out
+    return rows // times
+
+
 def check_rows(prepared: Prepared, tallies: Sequence[Tally]) -> None:
     """Compare the rows that each pass has read with those that the source said it has."""
     lengths = prepared.source.rows

@@ -47,11 +47,21 @@ class Learning:
 
     def add(self, graph: GraphBuilder, inputs: Sequence[Input], known: Any, recorded: Recorded | None) -> Any:
         """Add all epochs of the pass; give the key of the `Known` after it."""
-        learned = self.add_epochs(self.feed(graph, inputs, known), recorded, f"pass {self.number}")
+        feed = self.feed(graph, inputs, known)
+        learned = self.add_epochs(feed, recorded, f"pass {self.number}")
         held = graph.hold(f"pass{self.number}", self.step)
-        counted = self.epochs.shuffle is None
+        order = graph.hold(f"pass{self.number}-read", self.reading_order(feed))
         finish = f"pass{self.number}-finish"
-        return graph.add(finish, finish_learning, held, TaskRef(known), TaskRef(learned), counted)
+        return graph.add(finish, finish_learning, held, TaskRef(known), TaskRef(learned), order)
+
+    def reading_order(self, feed: Feed) -> list[int]:
+        """Give the blocks of the first epoch of a feed, in the order in which what was read is added up."""
+        n_blocks = len(feed.inputs)
+        steps: Sequence[int] = range(n_blocks)
+        if self.epochs.average is not None:
+            rounds = self.epochs.rounds(feed.visits[:n_blocks])
+            steps = [i for each in rounds for dealt in each for i in dealt]
+        return [feed.block(i) for i in steps]
 
     def add_epochs(
         self,
@@ -128,10 +138,12 @@ def told_classes(tree: Walk, epochs: Epochs) -> Walk:
     return replace(tree, fits=tuple(fits))
 
 
-def finish_learning(step: ProgramPass, known: Known, learned: tuple[Any, Tally], counted: bool) -> Known:
-    """Finish an ordered pass; blocks in another order than theirs tell no places of rows."""
+def finish_learning(
+    step: ProgramPass, known: Known, learned: tuple[Any, Tally], order: Sequence[int]
+) -> Known:
+    """Finish an ordered pass; what was read is told in the order of the blocks."""
     state, tally = learned
-    return finish_stream(step, known, (state, tally if counted else replace(tally, lengths=())))
+    return finish_stream(step, known, (state, tally.in_order(order)))
 
 
 def _learning_orders(
