@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tomllib
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,7 +76,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "-m pytest -q" not in text, "the command stands in the README only"
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_examples_use_public_names_only(number):
     source = blocks(README, "python")[number]
     (module,) = parse({f"README.example_{number + 1}": source}).values()
@@ -106,6 +107,18 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [tmp_path / "flights"]
 
 
+def test_the_example_of_boosted_trees_runs(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    flights = pd.DataFrame({"hour": rng.integers(0, 24, 2000), "carrier": rng.choice(["AA", "DL"], 2000)})
+    flights["late"] = (flights["hour"] + rng.normal(0, 4, 2000) > 15).astype("int8")
+    monkeypatch.chdir(tmp_path)
+    lazy = dd.from_pandas(flights.astype({"carrier": "category"}), npartitions=3)
+    names: dict = {"dpipe": dpipe, "flights": lazy}
+    exec(compile(blocks(README, "python")[2], "README.md", "exec"), names)
+    assert names["fitted"].best_iteration < 200
+    assert (tmp_path / "runs" / "late" / "report.html").is_file()
+
+
 def test_environment_yml_names_the_same_packages():
     environment = yaml.safe_load((CHECKOUT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = environment["dependencies"]
@@ -113,6 +126,7 @@ def test_environment_yml_names_the_same_packages():
     assert environment["channels"][0] == "conda-forge"
     assert pip == {"pip": ["-e ."]}
     listed = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, packages)}
+    listed["xgboost-cpu"] = listed.pop("py-xgboost-cpu")  # its name at conda-forge
     assert listed.pop("pip") == ""
     assert listed.pop("python") == PROJECT["requires-python"]
     assert listed == requirements("test", "dev")

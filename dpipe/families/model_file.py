@@ -126,8 +126,10 @@ def _opened(content: bytes, trusted: Sequence[str], where: str) -> Estimator:
             warnings.simplefilter("ignore", InconsistentVersionWarning)
             return skops.io.loads(content, trusted=list(trusted))
     except (ImportError, AttributeError) as err:
+        extra = next((name for name in ("xgboost", "lightgbm") if name in str(err)), None)
+        package = "its package" if extra is None else f"it, with pip install 'dpipe[{extra}]'"
         raise BundleError(
-            f"The model of {where} needs something that cannot be imported: {err}. Install its package, or "
+            f"The model of {where} needs something that cannot be imported: {err}. Install {package}, or "
             "put its folder on PYTHONPATH."
         ) from err
     except Exception as err:

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import subprocess
+import sys
+import zipfile
 from hashlib import sha256
 
 import numpy as np
@@ -9,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import skops.io
+from lightgbm import LGBMClassifier, LGBMRegressor
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_selection import SelectKBest
@@ -18,6 +22,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OneHotEncoder, StandardScaler
+from xgboost import XGBClassifier, XGBRegressor, XGBRFClassifier, XGBRFRegressor
 
 from dpipe.deploy import bundle as bundle_module
 from dpipe.deploy.bundle import load, write_bundle
@@ -301,3 +306,43 @@ def test_models_that_cannot_be_used_are_not_written(tmp_path, model):
     with pytest.raises(InputError, match="no method 'transform'"):
         write_bundle(tmp_path / "bundle", model, method="transform")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "booster",
+    [
+        XGBClassifier(n_estimators=4, early_stopping_rounds=2),
+        XGBRegressor(n_estimators=2),
+        XGBRFClassifier(n_estimators=2),
+        XGBRFRegressor(n_estimators=2),
+        LGBMClassifier(n_estimators=3, verbose=-1),
+        LGBMRegressor(n_estimators=3, verbose=-1),
+    ],
+    ids=lambda booster: type(booster).__name__,
+)
+def test_boosters_are_kept_in_their_own_format(booster, frame, y, tmp_path):
+    X = frame[["a", "b"]]
+    target = (y == "yes").astype(int)
+    stops = getattr(booster, "early_stopping_rounds", None)
+    watched = {"eval_set": [(X.to_numpy(), target)], "verbose": False} if stops else {}
+    booster.fit(X.to_numpy(), target, **watched)
+    model = make_pipeline(StandardScaler().fit(X.to_numpy()), booster)
+    opened = load(write_bundle(tmp_path / "bundle", model))
+    np.testing.assert_array_equal(opened.predict(X.to_numpy()), model.predict(X.to_numpy()))
+    assert vars(opened.model[-1]).keys() == vars(booster).keys()
+    # what stands there is data: nothing in the file is a pickle
+    with zipfile.ZipFile(tmp_path / "bundle" / "model.skops") as file:
+        assert not any(name.endswith(".pkl") for name in file.namelist())
+
+
+def test_a_bundle_with_a_booster_names_the_package_that_is_missing(tmp_path, frame, y):
+    X = frame[["a", "b"]]
+    write_bundle(tmp_path / "bundle", XGBClassifier(n_estimators=2).fit(X, (y == "yes").astype(int)))
+    program = (
+        "import sys\nsys.modules['xgboost'] = None\nfrom dpipe.deploy.bundle import load\nload(sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "bundle")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode
+    assert "pip install 'dpipe[xgboost]'" in done.stderr.splitlines()[-1]

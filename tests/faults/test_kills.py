@@ -1,10 +1,12 @@
 """`kill -9` of the client, of a worker, of the scheduler: one more run ends with the bits of an undisturbed one."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from dpipe.ledger.book import records
+from dpipe.ledger.codec import decode
 from tests.faults import harness
 from tests.faults.job import JOBS, N_ROUNDS
 
@@ -71,34 +73,53 @@ def test_boosting_goes_on_from_its_last_record(data, undisturbed, tmp_path):
     assert wanted["rounds"] == N_ROUNDS
     workdir = tmp_path / "run"
     process = harness.start("boost", data, workdir)
-    while _rounds_done(workdir) < N_ROUNDS // 2:
+    while not _rounds_done(workdir):
         assert process.poll() is None
     process.kill()
     harness.finish(process)
-    done = _rounds_done(workdir)
+    done, _ = _rounds_done(workdir)
     again = harness.run("boost", data, workdir)
     harness.check(again, wanted)
-    assert again.result["rounds"] <= N_ROUNDS - done
+    assert again.result["rounds"] == N_ROUNDS - done
+
+
+@pytest.mark.timeout(600)
+def test_another_worker_goes_on_with_boosting(data, undisturbed, tmp_path):
+    wanted = undisturbed("boost").result
+    workdir = tmp_path / "run"
+    with harness.cluster(tmp_path) as cluster:
+        process = harness.start("boost", data, workdir, cluster.address)
+        while not (found := _rounds_done(workdir)):
+            assert process.poll() is None
+        _, pid = found
+        (training,) = [worker for worker in cluster.workers if worker.pid == pid]
+        training.kill()
+        harness.check(harness.finish(process), wanted)
 
 
 def _rounds_done(workdir):
-    """Rounds after which the ledger knows a booster: there is a record for each ten of them."""
-    return 10 * sum(said["what"].endswith("rounds") for said in _said(workdir))
-
-
-def _said(workdir):
-    """What the records of a ledger say of themselves."""
+    """The rounds after which a booster was recorded last, and the process that did it; None if there is no record."""
+    found = []
     for place in records(workdir / "ledger").values():
-        with open(place.path, "rb") as file:
-            file.seek(max(place.start - 300, 0))
-            header = file.read(place.start - file.tell()).rsplit(b"\n", 2)[-2]
-        yield harness.json.loads(header)
+        if _header(place)["what"].endswith("rounds"):
+            pid = int(Path(place.path).name.split("-")[-2])
+            found.append((decode(place.read())[0]["n_rounds"], pid))
+    return max(found, default=None)
+
+
+def _header(place):
+    """What a record says of itself."""
+    with open(place.path, "rb") as file:
+        file.seek(max(place.start - 300, 0))
+        header = file.read(place.start - file.tell()).rsplit(b"\n", 2)[-2]
+    return harness.json.loads(header)
 
 
 def _blocks_done(workdir):
     """Blocks that the ledger knows: those of merges, and the furthest that a learner was recorded at."""
     done = {}
-    for said in _said(workdir):
+    for place in records(workdir / "ledger").values():
+        said = _header(place)
         if said["what"].endswith("stream"):
             done["stream"] = max(done.get("stream", 0), said["rows"] // 1500)
         elif said["what"].endswith(("merge", "refine")) and said["rows"] == 1500:

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from dpipe.blocks.heap import keep_freed, trim
-from dpipe.blocks.rows import Rows, RowsAt, Tally
+from dpipe.blocks.rows import Rows, RowsAt, Tally, peak_nbytes
 from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import n_columns, n_rows, nbytes
 from dpipe.collect.loads import Load
@@ -203,11 +203,6 @@ def group_weights(batch: Batch) -> np.ndarray | None:
 
 
 def with_time(tally: Tally, began: float) -> Tally:
-    """Add the time of training to what was read."""
-    now = time.time()
-    return replace(
-        tally,
-        busy_s=tally.busy_s + now - began,
-        started=min(tally.started, began),
-        ended=max(tally.ended, now),
-    )
+    """Add the time and the memory of training to what was read."""
+    trained = Tally(busy_s=time.time() - began, started=began, ended=time.time(), peak_nbytes=peak_nbytes())
+    return tally.merge(trained)

@@ -19,6 +19,7 @@ import psutil
 from dask.task_spec import List, TaskRef
 from distributed import get_worker
 
+from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import Tally
 from dpipe.collect.source import Source
 from dpipe.errors import InputError
@@ -143,6 +144,7 @@ def _train(
     job: Job, kept: Sequence[Kept], held_out: Sequence[Kept], known: Known
 ) -> tuple[tuple[Estimator, None], Tally]:
     began = time.time()
+    give_back()  # what transforming the blocks has left in the heap
     fit = job.step.learner
     assert fit is not None
     tally = merged(kept)
@@ -168,6 +170,7 @@ def _train(
             folder,
             _threads(),
         )
+        give_back()  # what finding the bins has left
         progress = _rounds(job, model, begun, recorder, tally.rows)
         del model
     recorder.conclude(progress)
