@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from sklearn.base import is_classifier
 
 from dpipe.blocks.rows import Rows
 from dpipe.blocks.statistics import LabelCounts, ValueCounts
-from dpipe.blocks.table import Block, codes, n_columns, n_rows, numbers, select
+from dpipe.blocks.table import Block, codes, columns_of_numbers, n_columns, n_rows, numbers, select
 from dpipe.errors import InputError, MemoryLimitError, UnsupportedEstimatorError
 from dpipe.families import refuse
 from dpipe.families.expression import Columns, Expression
@@ -350,20 +351,23 @@ def _check_columns(estimator: Estimator, meta: Meta) -> None:
 
 def as_matrix(value: Block, categories: Mapping[int, tuple[Any, ...]], dtype: np.dtype[Any]) -> Block:
     """Give a block as a library takes it: row-major or CSR, categories as their codes and missing as NaN."""
-    if not categories:
+    if not isinstance(value, pa.Table | pd.DataFrame):
         matrix = numbers(value)
         if not isinstance(matrix, np.ndarray):
             return matrix.tocsr().astype(dtype)
         return np.ascontiguousarray(matrix, dtype=dtype)
     out = np.empty((n_rows(value), n_columns(value)), dtype=dtype)
     plain = [j for j in range(out.shape[1]) if j not in categories]
-    if plain:
-        out[:, plain] = numbers(select(value, plain))
+    # one column after another: a second copy of all of them would take twice their memory
+    for j, column in zip(plain, columns_of_numbers(select(value, plain))[1], strict=True):
+        found, gaps, _ = column.minus(0.0)
+        out[:, j] = found
+        out[gaps, j] = np.nan
     for j, values in categories.items():
-        column = codes(value, j)
+        encoded = codes(value, j)
         code_of = {category: float(code) for code, category in enumerate(values)}
-        lookup = np.array([*(code_of.get(category, np.nan) for category in column.values), np.nan])
-        out[:, j] = lookup[column.codes]  # what is missing is -1: the last
+        lookup = np.array([*(code_of.get(category, np.nan) for category in encoded.values), np.nan])
+        out[:, j] = lookup[encoded.codes]  # what is missing is -1: the last
     return out
 
 

@@ -311,12 +311,12 @@ def test_models_that_cannot_be_used_are_not_written(tmp_path, model):
 @pytest.mark.parametrize(
     "booster",
     [
-        XGBClassifier(n_estimators=4, early_stopping_rounds=2),
-        XGBRegressor(n_estimators=2),
-        XGBRFClassifier(n_estimators=2),
-        XGBRFRegressor(n_estimators=2),
-        LGBMClassifier(n_estimators=3, verbose=-1),
-        LGBMRegressor(n_estimators=3, verbose=-1),
+        XGBClassifier(n_jobs=1, n_estimators=4, early_stopping_rounds=2),
+        XGBRegressor(n_jobs=1, n_estimators=2),
+        XGBRFClassifier(n_jobs=1, n_estimators=2),
+        XGBRFRegressor(n_jobs=1, n_estimators=2),
+        LGBMClassifier(n_estimators=3, n_jobs=1, verbose=-1),
+        LGBMRegressor(n_estimators=3, n_jobs=1, verbose=-1),
     ],
     ids=lambda booster: type(booster).__name__,
 )
@@ -337,7 +337,9 @@ def test_boosters_are_kept_in_their_own_format(booster, frame, y, tmp_path):
 
 def test_a_bundle_with_a_booster_names_the_package_that_is_missing(tmp_path, frame, y):
     X = frame[["a", "b"]]
-    write_bundle(tmp_path / "bundle", XGBClassifier(n_estimators=2).fit(X, (y == "yes").astype(int)))
+    write_bundle(
+        tmp_path / "bundle", XGBClassifier(n_jobs=1, n_estimators=2).fit(X, (y == "yes").astype(int))
+    )
     program = (
         "import sys\nsys.modules['xgboost'] = None\nfrom dpipe.deploy.bundle import load\nload(sys.argv[1])\n"
     )

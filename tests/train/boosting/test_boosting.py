@@ -36,18 +36,24 @@ from tests.train.boosting.rows import (
     weights,
 )
 
-QUIET = {"verbose": -1}
+QUIET = {"verbose": -1, "n_jobs": 1}
 CASES = [
-    pytest.param(XGBClassifier(n_estimators=12), two_classes, id="xgb-binary"),
-    pytest.param(XGBClassifier(n_estimators=4), three_classes, id="xgb-classes"),
-    pytest.param(XGBClassifier(n_estimators=4, objective="multi:softmax"), three_classes, id="xgb-softmax"),
+    pytest.param(XGBClassifier(n_jobs=1, n_estimators=12), two_classes, id="xgb-binary"),
+    pytest.param(XGBClassifier(n_jobs=1, n_estimators=4), three_classes, id="xgb-classes"),
     pytest.param(
-        XGBClassifier(n_estimators=4, grow_policy="lossguide", max_leaves=9), two_classes, id="xgb-leaves"
+        XGBClassifier(n_jobs=1, n_estimators=4, objective="multi:softmax"), three_classes, id="xgb-softmax"
     ),
-    pytest.param(XGBRegressor(n_estimators=5, max_bin=64), numbers, id="xgb-regression"),
-    pytest.param(XGBRegressor(n_estimators=4, objective="reg:absoluteerror"), numbers, id="xgb-absolute"),
-    pytest.param(XGBRFClassifier(n_estimators=5, random_state=3), two_classes, id="xgb-forest"),
-    pytest.param(XGBRFRegressor(n_estimators=5), numbers, id="xgb-forest-regression"),
+    pytest.param(
+        XGBClassifier(n_jobs=1, n_estimators=4, grow_policy="lossguide", max_leaves=9),
+        two_classes,
+        id="xgb-leaves",
+    ),
+    pytest.param(XGBRegressor(n_jobs=1, n_estimators=5, max_bin=64), numbers, id="xgb-regression"),
+    pytest.param(
+        XGBRegressor(n_jobs=1, n_estimators=4, objective="reg:absoluteerror"), numbers, id="xgb-absolute"
+    ),
+    pytest.param(XGBRFClassifier(n_jobs=1, n_estimators=5, random_state=3), two_classes, id="xgb-forest"),
+    pytest.param(XGBRFRegressor(n_jobs=1, n_estimators=5), numbers, id="xgb-forest-regression"),
     pytest.param(LGBMClassifier(n_estimators=12, **QUIET), two_classes, id="lgbm-binary"),
     pytest.param(LGBMClassifier(n_estimators=4, **QUIET), three_classes, id="lgbm-classes"),
     pytest.param(
@@ -85,7 +91,7 @@ def test_the_same_trees_as_in_memory(estimator, target, weighted):
 
 
 @pytest.mark.parametrize(
-    "estimator", [XGBClassifier(n_estimators=3), LGBMClassifier(n_estimators=3, **QUIET)]
+    "estimator", [XGBClassifier(n_jobs=1, n_estimators=3), LGBMClassifier(n_estimators=3, **QUIET)]
 )
 def test_needs_no_dpipe_to_predict(estimator, tmp_path):
     X, y = values(), two_classes()
@@ -104,7 +110,10 @@ def test_needs_no_dpipe_to_predict(estimator, tmp_path):
 
 @pytest.mark.parametrize(
     "estimator",
-    [XGBClassifier(n_estimators=6, enable_categorical=True), LGBMClassifier(n_estimators=6, **QUIET)],
+    [
+        XGBClassifier(n_jobs=1, n_estimators=6, enable_categorical=True),
+        LGBMClassifier(n_estimators=6, **QUIET),
+    ],
 )
 @pytest.mark.parametrize("known", [True, False])
 def test_categories_are_alike_in_all_blocks(estimator, known):
@@ -127,12 +136,31 @@ def test_categories_are_alike_in_all_blocks(estimator, known):
     assert_array_equal(found.predict_proba(other), expected.predict_proba(X))
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        XGBClassifier(n_jobs=1, n_estimators=4, enable_categorical=True),
+        LGBMClassifier(n_estimators=4, **QUIET),
+    ],
+)
+def test_predicts_and_scores_in_blocks_whose_categories_differ(estimator, tmp_path):
+    made = frame()
+    made.to_parquet(tmp_path / "rows.parquet", index=False, row_group_size=1000)
+    rows = dpipe.read_parquet(tmp_path, block_nbytes="64 KiB").astype({"kind": "category"})
+    fitted = dpipe.fit(estimator, rows, "y")
+    X = rows.drop(columns="y")
+    expected = clone(estimator).fit(made.drop(columns="y"), made["y"])
+    found = dpipe.predict(fitted, X, method="predict_proba").compute()
+    assert_array_equal(np.asarray(found), expected.predict_proba(made.drop(columns="y")))
+    assert dpipe.score(fitted, X, rows["y"]) == expected.score(made.drop(columns="y"), made["y"])
+
+
 def test_the_last_step_of_a_pipeline():
     made = frame()
     columns = make_column_transformer(
         (StandardScaler(), ["a", "b", "n"]), (OneHotEncoder(handle_unknown="ignore"), ["kind"])
     )
-    for estimator in (XGBClassifier(n_estimators=5), LGBMClassifier(n_estimators=5, **QUIET)):
+    for estimator in (XGBClassifier(n_jobs=1, n_estimators=5), LGBMClassifier(n_estimators=5, **QUIET)):
         model = make_pipeline(columns, estimator)
         found = dpipe.fit(model, partitions(made), "y")
         X = made.drop(columns="y")
@@ -142,13 +170,17 @@ def test_the_last_step_of_a_pipeline():
 
 
 def test_names_of_the_columns_that_a_transformer_gives():
-    model = make_pipeline(StandardScaler().set_output(transform="pandas"), XGBClassifier(n_estimators=2))
+    model = make_pipeline(
+        StandardScaler().set_output(transform="pandas"), XGBClassifier(n_jobs=1, n_estimators=2)
+    )
     made = frame()[["a", "b", "y"]]
     found = dpipe.fit(model, partitions(made), "y")
     assert list(found[-1].feature_names_in_) == ["a", "b"]
 
 
-@pytest.mark.parametrize("estimator", [XGBRanker(n_estimators=12), LGBMRanker(n_estimators=12, **QUIET)])
+@pytest.mark.parametrize(
+    "estimator", [XGBRanker(n_jobs=1, n_estimators=12), LGBMRanker(n_estimators=12, **QUIET)]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_groups_that_blocks_cut(estimator, weighted):
     made = pd.DataFrame(values(), columns=list("abcdef"))
@@ -174,7 +206,9 @@ def test_groups_that_blocks_cut(estimator, weighted):
     assert_array_equal(found.predict(X, **first), expected.predict(X, **first))
 
 
-@pytest.mark.parametrize("estimator", [XGBRanker(n_estimators=3), LGBMRanker(n_estimators=3, **QUIET)])
+@pytest.mark.parametrize(
+    "estimator", [XGBRanker(n_jobs=1, n_estimators=3), LGBMRanker(n_estimators=3, **QUIET)]
+)
 def test_groups_that_come_back_are_refused(estimator):
     X, y = values(), two_classes()
     ids = np.arange(N_ROWS) % 7
@@ -185,15 +219,17 @@ def test_groups_that_come_back_are_refused(estimator):
 def test_rows_of_one_group_weigh_the_same():
     X, y = values(), two_classes()
     with pytest.raises(InputError, match="several weights"):
-        dpipe.fit(XGBRanker(n_estimators=3), lazy(X), lazy(y), lazy(weights()), qid=lazy(groups()))
+        dpipe.fit(XGBRanker(n_jobs=1, n_estimators=3), lazy(X), lazy(y), lazy(weights()), qid=lazy(groups()))
 
 
 @pytest.mark.parametrize(
     "estimator",
     [
-        XGBClassifier(n_estimators=60, early_stopping_rounds=3, eval_metric=["auc", "logloss"], max_depth=3),
-        XGBClassifier(n_estimators=60, early_stopping_rounds=3, eval_metric="auc"),
-        XGBClassifier(n_estimators=8, eval_metric="logloss"),
+        XGBClassifier(
+            n_jobs=1, n_estimators=60, early_stopping_rounds=3, eval_metric=["auc", "logloss"], max_depth=3
+        ),
+        XGBClassifier(n_jobs=1, n_estimators=60, early_stopping_rounds=3, eval_metric="auc"),
+        XGBClassifier(n_jobs=1, n_estimators=8, eval_metric="logloss"),
         LGBMClassifier(n_estimators=60, early_stopping_round=3, **QUIET),
         LGBMClassifier(n_estimators=60, early_stopping_round=3, metric=["auc", "binary_logloss"], **QUIET),
         LGBMClassifier(
@@ -236,7 +272,7 @@ def test_stops_where_the_library_would(estimator):
 
 def test_a_share_of_the_rows_is_held_out():
     made = frame().drop(columns="kind")
-    estimator = XGBClassifier(n_estimators=50, early_stopping_rounds=2)
+    estimator = XGBClassifier(n_jobs=1, n_estimators=50, early_stopping_rounds=2)
     found = dpipe.fit(estimator, partitions(made), "y", validation=0.25)
     train, held_out = dpipe.split(partitions(made), test_size=0.25)
     again = dpipe.fit(estimator, train, "y", validation=(held_out, "y"))
@@ -246,7 +282,7 @@ def test_a_share_of_the_rows_is_held_out():
 
 def test_a_held_out_share_of_a_ranker_keeps_groups_whole():
     made = pd.DataFrame(values(), columns=list("abcdef")).assign(y=three_classes(), query=groups())
-    estimator = XGBRanker(n_estimators=20, early_stopping_rounds=3)
+    estimator = XGBRanker(n_jobs=1, n_estimators=20, early_stopping_rounds=3)
     found = dpipe.fit(estimator, partitions(made), "y", qid="query", validation=0.3)
     assert found.best_iteration >= 0
 
@@ -254,7 +290,7 @@ def test_a_held_out_share_of_a_ranker_keeps_groups_whole():
 def test_bins_on_disk_give_the_same_trees(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     X, y = da.from_array(values(), chunks=(400, 6)), da.from_array(two_classes(), chunks=400)
-    estimator = XGBClassifier(n_estimators=6, early_stopping_rounds=6)
+    estimator = XGBClassifier(n_jobs=1, n_estimators=6, early_stopping_rounds=6)
     inside = dpipe.fit(estimator, X, y, validation=(X, y))
     # a budget in which the bins do not fit: nothing is left of it but what XGBoost takes with bins on disk
     monkeypatch.setattr("dpipe.families.boosting.Footprint.fits", lambda self, room: self.on_disk is None)
@@ -291,7 +327,7 @@ def test_what_a_killed_process_has_cached_is_removed(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    "estimator", [XGBClassifier(n_estimators=4), LGBMClassifier(n_estimators=4, **QUIET)]
+    "estimator", [XGBClassifier(n_jobs=1, n_estimators=4), LGBMClassifier(n_estimators=4, **QUIET)]
 )
 def test_workers_of_a_cluster(estimator):
     X, y = lazy(values()), lazy(two_classes())
@@ -307,9 +343,9 @@ def test_workers_of_a_cluster(estimator):
 def test_the_plan_tells_what_training_takes():
     X, y = da.random.random((10_000_000, 20), chunks=(100_000, 20)), da.zeros(10_000_000, chunks=100_000)
     with raise_if_computes():
-        roomy = dpipe.plan(XGBRegressor(n_estimators=50), X, y, memory="4 GiB")
-        tight = dpipe.plan(XGBRegressor(n_estimators=50), X, y, memory="1400 MiB")
-        stopping = XGBRegressor(n_estimators=50, early_stopping_rounds=5)
+        roomy = dpipe.plan(XGBRegressor(n_jobs=1, n_estimators=50), X, y, memory="4 GiB")
+        tight = dpipe.plan(XGBRegressor(n_jobs=1, n_estimators=50), X, y, memory="1400 MiB")
+        stopping = XGBRegressor(n_jobs=1, n_estimators=50, early_stopping_rounds=5)
         watched = dpipe.plan(stopping, X, y, validation=(X, y), memory="4 GiB")
     assert [step.way for step in roomy.passes] == ["boost"]
     assert "50 boosting rounds" in str(roomy)
@@ -413,13 +449,13 @@ def test_infinity_is_what_xgboost_says_of_it():
     X = values()
     X[5, 2] = np.inf
     with pytest.raises(InputError, match=r"XGBRegressor: .*inf.*Check its parameters") as found:
-        dpipe.fit(XGBRegressor(n_estimators=2), lazy(X), lazy(numbers()))
+        dpipe.fit(XGBRegressor(n_jobs=1, n_estimators=2), lazy(X), lazy(numbers()))
     assert "Stack trace" not in str(found.value)
 
 
 def test_a_parameter_that_the_library_refuses():
     with pytest.raises(InputError, match="XGBRegressor: .*learning_rate|eta"):
-        dpipe.fit(XGBRegressor(n_estimators=2, learning_rate=-1), lazy(values()), lazy(numbers()))
+        dpipe.fit(XGBRegressor(n_jobs=1, n_estimators=2, learning_rate=-1), lazy(values()), lazy(numbers()))
     with pytest.raises(InputError, match="LGBMRegressor: "):
         dpipe.fit(LGBMRegressor(n_estimators=2, num_leaves=1, **QUIET), lazy(values()), lazy(numbers()))
 
@@ -427,7 +463,7 @@ def test_a_parameter_that_the_library_refuses():
 def test_no_rows_at_all():
     empty = partitions(frame().iloc[:0].drop(columns="kind"), (0, 0))
     with pytest.raises(InputError, match="the data has no rows"):
-        dpipe.fit(XGBClassifier(n_estimators=2), empty, "y")
+        dpipe.fit(XGBClassifier(n_jobs=1, n_estimators=2), empty, "y")
     X = empty.drop(columns="y")
     with pytest.raises(InputError, match="the data has no rows"):
         dpipe.fit(LGBMRegressor(n_estimators=2), X, X["a"])
@@ -444,7 +480,7 @@ def test_no_rows_at_all():
         ({"estimator": XGBClassifier(), "validation": 1.5}, "must lie between 0 and 1"),
         ({"estimator": XGBClassifier(), "validation": "y"}, r"it must be \(X, y\)"),
         ({"estimator": StandardScaler(), "validation": 0.5}, "not for StandardScaler"),
-        ({"estimator": XGBClassifier(n_estimators=0)}, "n_estimators must be at least 1"),
+        ({"estimator": XGBClassifier(n_jobs=1, n_estimators=0)}, "n_estimators must be at least 1"),
     ],
 )
 def test_arguments_that_do_not_fit(given, said):
@@ -470,7 +506,7 @@ def test_other_columns_to_watch_it_on():
 
 def test_several_targets():
     Y = np.column_stack([numbers(), numbers() * 2])
-    found = dpipe.fit(XGBRegressor(n_estimators=3), lazy(values()), lazy(Y))
-    assert trees(found) == trees(XGBRegressor(n_estimators=3).fit(values(), Y))
+    found = dpipe.fit(XGBRegressor(n_jobs=1, n_estimators=3), lazy(values()), lazy(Y))
+    assert trees(found) == trees(XGBRegressor(n_jobs=1, n_estimators=3).fit(values(), Y))
     with pytest.raises(InputError, match="learns one target, but y has several columns"):
         dpipe.plan(LGBMRegressor(), lazy(values()), lazy(Y))

@@ -32,7 +32,7 @@ from tests.train.boosting.rows import (
     values,
 )
 
-QUIET = {"verbose": -1}
+QUIET = {"verbose": -1, "n_jobs": 1}
 
 
 class Stopped(Exception):
@@ -74,12 +74,15 @@ def recorded_fit(workdir, estimator, *data, **beside):
 
 
 CASES = {
-    "plain": (XGBClassifier(n_estimators=33), two_classes),
-    "classes": (XGBClassifier(n_estimators=22), three_classes),
-    "rows-drawn": (XGBClassifier(n_estimators=33, subsample=0.5, random_state=4), two_classes),
-    "columns-drawn": (XGBRegressor(n_estimators=33, colsample_bytree=0.5, colsample_bynode=0.7), numbers),
-    "forests": (XGBRegressor(n_estimators=22, num_parallel_tree=3, subsample=0.4), numbers),
-    "absolute": (XGBRegressor(n_estimators=22, objective="reg:absoluteerror"), numbers),
+    "plain": (XGBClassifier(n_jobs=1, n_estimators=33), two_classes),
+    "classes": (XGBClassifier(n_jobs=1, n_estimators=22), three_classes),
+    "rows-drawn": (XGBClassifier(n_jobs=1, n_estimators=33, subsample=0.5, random_state=4), two_classes),
+    "columns-drawn": (
+        XGBRegressor(n_jobs=1, n_estimators=33, colsample_bytree=0.5, colsample_bynode=0.7),
+        numbers,
+    ),
+    "forests": (XGBRegressor(n_jobs=1, n_estimators=22, num_parallel_tree=3, subsample=0.4), numbers),
+    "absolute": (XGBRegressor(n_jobs=1, n_estimators=22, objective="reg:absoluteerror"), numbers),
     "lgbm": (LGBMClassifier(n_estimators=33, **QUIET), two_classes),
     "lgbm-classes": (LGBMClassifier(n_estimators=22, **QUIET), three_classes),
     "lgbm-rows": (LGBMClassifier(n_estimators=33, subsample=0.5, subsample_freq=3, **QUIET), two_classes),
@@ -116,7 +119,7 @@ def test_goes_on_from_the_last_record_with_the_same_bits(case, tmp_path, stop_be
 def test_draws_go_on_between_stretches():
     """Other rows are drawn in each stretch, and the first ten rounds are those of XGBoost itself."""
     for estimator in (
-        XGBClassifier(n_estimators=20, subsample=0.5, random_state=7),
+        XGBClassifier(n_jobs=1, n_estimators=20, subsample=0.5, random_state=7),
         LGBMClassifier(
             n_estimators=20, subsample=0.5, subsample_freq=1, force_col_wise=True, deterministic=True, **QUIET
         ),
@@ -139,8 +142,8 @@ def test_draws_go_on_between_stretches():
 @pytest.mark.parametrize(
     "estimator",
     [
-        XGBClassifier(n_estimators=60, early_stopping_rounds=5, eval_metric=["logloss", "auc"]),
-        XGBClassifier(n_estimators=60, early_stopping_rounds=5, subsample=0.7, learning_rate=0.1),
+        XGBClassifier(n_jobs=1, n_estimators=60, early_stopping_rounds=5, eval_metric=["logloss", "auc"]),
+        XGBClassifier(n_jobs=1, n_estimators=60, early_stopping_rounds=5, subsample=0.7, learning_rate=0.1),
         LGBMClassifier(n_estimators=60, early_stopping_round=5, **QUIET),
         LGBMClassifier(n_estimators=60, early_stopping_round=5, subsample=0.5, subsample_freq=1, **QUIET),
     ],
@@ -168,7 +171,9 @@ def test_early_stopping_remembers_what_was_before(estimator, tmp_path, stop_befo
         assert resumed.evals_result_ == undisturbed.evals_result_
 
 
-@pytest.mark.parametrize("estimator", [XGBRanker(n_estimators=22), LGBMRanker(n_estimators=22, **QUIET)])
+@pytest.mark.parametrize(
+    "estimator", [XGBRanker(n_jobs=1, n_estimators=22), LGBMRanker(n_estimators=22, **QUIET)]
+)
 def test_rankers_go_on(estimator, tmp_path, stop_before, monkeypatch):
     monkeypatch.setattr("dpipe.train.boosting.progress._WORTH_TIMES", 0)
     data = lazy(values()), lazy(three_classes())
@@ -187,7 +192,7 @@ def test_categories_go_on(tmp_path, stop_before, monkeypatch):
     made = frame()
     X = made.drop(columns="y")
     for name, estimator in (
-        ("x", XGBClassifier(n_estimators=22, enable_categorical=True)),
+        ("x", XGBClassifier(n_jobs=1, n_estimators=22, enable_categorical=True)),
         ("l", LGBMClassifier(n_estimators=22, colsample_bytree=0.6, **QUIET)),
     ):
         undisturbed = dpipe.fit(estimator, partitions(made), "y")
@@ -217,7 +222,7 @@ def test_sampling_by_gradients_begins_anew(tmp_path, stop_before, monkeypatch):
 def test_a_finished_model_is_not_trained_again(tmp_path):
     made = frame().drop(columns="kind")
     made.to_parquet(tmp_path / "rows.parquet", index=False, row_group_size=1000)
-    model = make_pipeline(StandardScaler(), XGBClassifier(n_estimators=5))
+    model = make_pipeline(StandardScaler(), XGBClassifier(n_jobs=1, n_estimators=5))
     rows = dpipe.read_parquet(tmp_path / "rows.parquet")
     first, rounds, _ = recorded_fit(tmp_path / "run", model, rows, "y")
     assert len(rounds) == 5
@@ -238,7 +243,7 @@ def test_a_finished_model_is_not_trained_again(tmp_path):
 
 def test_fit_leaves_a_record_and_a_report(tmp_path):
     X, y = lazy(values()), lazy(two_classes())
-    dpipe.fit(XGBClassifier(n_estimators=3), X, y, workdir=tmp_path)
+    dpipe.fit(XGBClassifier(n_jobs=1, n_estimators=3), X, y, workdir=tmp_path)
     record = RunRecord.read(tmp_path / "run.json")
     assert [one.way for one in record.passes] == ["merge", "boost"]
     assert [one.rows for one in record.passes] == [4000, 4000]
@@ -247,7 +252,7 @@ def test_fit_leaves_a_record_and_a_report(tmp_path):
 
 def test_a_damaged_record_is_passed_over(tmp_path, stop_before, monkeypatch):
     monkeypatch.setattr("dpipe.train.boosting.progress._WORTH_TIMES", 0)
-    estimator = XGBClassifier(n_estimators=12)
+    estimator = XGBClassifier(n_jobs=1, n_estimators=12)
     data = lazy(values()), lazy(two_classes())
     stop_before(9)
     with pytest.raises(Stopped):
@@ -283,7 +288,9 @@ def test_in_a_pipeline_object(tmp_path):
     rows = pipe.collect(partitions(made))
     train, test = pipe.split(rows, test_size=0.3)
     learn, watch = pipe.split(train, test_size=0.2, random_state=1)
-    estimator = make_pipeline(StandardScaler(), XGBClassifier(n_estimators=30, early_stopping_rounds=3))
+    estimator = make_pipeline(
+        StandardScaler(), XGBClassifier(n_jobs=1, n_estimators=30, early_stopping_rounds=3)
+    )
     model = pipe.train(estimator, learn, target="y", validation=watch)
     report = pipe.validate(model, test, scoring=["roc_auc"], require={"roc_auc": 0.6})
     pipe.deploy(model, report)
