@@ -261,6 +261,8 @@ class PreparedCrossed(OwnFit):
     """A search over candidates that are cross-validated."""
 
     done: Callable[[CrossValidated], Estimator]
+    failed: Mapping[int, str]
+    """Why candidates were left out before anything was read."""
 
     def run(
         self, client: Client | None, recorded: Recorded | None, tell: Callable[[dict[str, Any]], None] | None
@@ -268,7 +270,12 @@ class PreparedCrossed(OwnFit):
         """Fit and score all candidates on all folds."""
         known = run_passes(self, client, recorded)
         check_rows(self, known.tallies)
-        return self.done(known.fitted[self.program.walk.root].estimator), known.tallies
+        fitted = known.fitted[self.program.walk.root].estimator
+        best = self.done(fitted)
+        for note in said({**self.failed, **fitted.failed_}):
+            if tell is not None:
+                tell({"said": note})
+        return best, known.tallies
 
 
 def prepare_crossed(
@@ -318,7 +325,7 @@ def prepare_crossed(
 
     plan = replace(prepared.plan, estimator=f"Search of {type(search.estimator).__name__}")
     program = replace(prepared.program, plan=plan)
-    return PreparedCrossed(prepared.source, program, prepared.place, prepared.epochs, done)
+    return PreparedCrossed(prepared.source, program, prepared.place, prepared.epochs, done, failed)
 
 
 def _assembled(space: Space, candidate: Candidate, fitted: CrossValidated) -> Estimator:

@@ -18,6 +18,7 @@ from dpipe.run.recorded import Recorded
 from dpipe.sizes import counted
 from dpipe.train.fit import OwnFit, Prepared, check_rows, run_passes
 from dpipe.tuning.foundation import Foundation
+from dpipe.tuning.sampled import OneRace, SampledRaces
 from dpipe.tuning.schedule import Settings
 from dpipe.tuning.scoring import RANKED_NBYTES, held_nbytes
 from dpipe.tuning.space import Space
@@ -28,8 +29,7 @@ from dpipe.tuning.streamed import Outcome, Race, Runner
 class PreparedSearch(OwnFit):
     """A search over candidates that learn in order."""
 
-    race: Callable[[], Race]
-    """Makes a new race: what decides about candidates remembers what it has decided."""
+    races: OneRace | SampledRaces
     foundation: Foundation
     done: Callable[[Outcome, Race], Estimator]
     """Takes what came out, and gives the best estimator."""
@@ -41,8 +41,14 @@ class PreparedSearch(OwnFit):
         before = self.foundation.prepared
         known = run_passes(before, client, recorded)
         check_rows(before, known.tallies)
-        race = self.race()
-        outcome = Runner(race, known, self.place, client, recorded).run()
+        race: Race | None = self.races.first()
+        runner: Runner | None = None
+        run: list[tuple[Race, Outcome]] = []
+        while race is not None:
+            runner = Runner(race, known, self.place, client, recorded, runner)
+            run.append((race, runner.run()))
+            race = self.races.after(*run[-1])
+        race, outcome = together(run)
         best = self.done(outcome, race)
         if tell is not None:
             tell({"search": search_record(outcome, race)})
@@ -58,6 +64,21 @@ class PreparedSearch(OwnFit):
         if not before or not searched.lengths:
             return None
         return before[0].rows + sum(searched.lengths)
+
+
+def together(run: Sequence[tuple[Race, Outcome]]) -> tuple[Race, Outcome]:
+    """Put races together that were run one after another; the best of them is the best of all."""
+    first = run[0][0]
+    candidates = tuple(candidate for race, _ in run for candidate in race.space.candidates)
+    brackets = [bracket for race, _ in run for bracket in race.brackets]
+    race = replace(first, space=replace(first.space, candidates=candidates), brackets=brackets)
+    outcomes = [outcome for _, outcome in run]
+    best = max(outcomes, key=lambda each: each.best_score)
+    tally = outcomes[0].tally
+    for outcome in outcomes[1:]:
+        tally = tally.merge(replace(outcome.tally, lengths=()))
+    records = [one for outcome in outcomes for one in outcome.records]
+    return race, replace(best, records=records, tally=tally, read=outcomes[-1].read)
 
 
 def failures(outcome: Outcome) -> list[str]:
@@ -156,12 +177,15 @@ def _most_scorings(settings: Settings) -> int:
 
 
 def prepared_search(
-    foundation: Foundation, plan: Plan, race: Callable[[], Race], done: Callable[[Outcome, Race], Estimator]
+    foundation: Foundation,
+    plan: Plan,
+    races: OneRace | SampledRaces,
+    done: Callable[[Outcome, Race], Estimator],
 ) -> PreparedSearch:
     """Put a planned search together."""
     before: Prepared = foundation.prepared
     program = replace(before.program, plan=plan)
-    return PreparedSearch(before.source, program, before.place, 1, race, foundation, done)
+    return PreparedSearch(before.source, program, before.place, 1, races, foundation, done)
 
 
 def metadata_of(outcome: Outcome, race: Race) -> Mapping[int, dict[str, Any]]:

@@ -32,9 +32,10 @@ from dpipe.tuning.crossed import prepare_crossed
 from dpipe.tuning.foundation import lay_foundation
 from dpipe.tuning.prepared import metadata_of, prepared_search, search_plan, search_record
 from dpipe.tuning.results import cross_validated, histories, searched
-from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Settings
+from dpipe.tuning.sampled import OneRace, Proposals, SampledRaces
+from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
 from dpipe.tuning.scoring import scoring_of
-from dpipe.tuning.space import check_space, drawn, grid, make_space
+from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
 from dpipe.tuning.streamed import Outcome, Race
 from dpipe.validate.metrics import METRICS
 from dpipe.validate.score import score
@@ -87,6 +88,10 @@ class Search(BaseEstimator):  # type: ignore[misc]
         Labels of a classifier that learns in order; without them, the first pass finds them.
     random_state : int, default 0
         Draws the candidates, the rows that are held out, and the order of the blocks.
+    sampler : optuna.samplers.BaseSampler, optional
+        Proposes the candidates, by lists or `optuna.distributions` of the last step's parameters; those of a bracket
+        from the scores of the brackets before, which run one after another then. Give it a seed. Extra:
+        `dpipe[optuna]`.
 
     Attributes
     ----------
@@ -129,6 +134,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         cv: Any = 5,
         classes: Any = None,
         random_state: int = 0,
+        sampler: Any = None,
     ) -> None:
         self.estimator = estimator
         self.parameters = parameters
@@ -147,6 +153,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.cv = cv
         self.classes = classes
         self.random_state = random_state
+        self.sampler = sampler
 
     def __sklearn_tags__(self) -> Any:
         """Be what the estimator is: a classifier, a regressor."""
@@ -216,9 +223,11 @@ class Search(BaseEstimator):  # type: ignore[misc]
         source = open_source(X, y, sample_weight)
         place: dict[str, Any] = {"memory": memory, "client": client, "workers": workers}
         if self._is_crossed():
+            if self.sampler is not None:
+                raise InputError("What is cross-validated takes no sampler. Leave it out.")
             return prepare_crossed(self, source, self._params(), self._take_crossed, **place)
         _check_learner(self.estimator, source)
-        brackets = settings.brackets(self.estimator, self.parameters)
+        brackets = settings.brackets(self.estimator, self.parameters, self._propose())
         chosen = {bracket.number: bracket.params for bracket in brackets}
         space = make_space(self.estimator, chosen, named=self._is_named)
         for candidate in space.candidates:
@@ -230,11 +239,37 @@ class Search(BaseEstimator):  # type: ignore[misc]
         before = foundation.prepared.plan
         plan = search_plan(self.estimator, before, foundation, space, settings, train, held, metric)
 
-        def race() -> Race:
-            fresh = settings.brackets(self.estimator, self.parameters)
-            return Race(space, fresh, foundation, train, held, metric, self.random_state, classes)
+        def race(space: Space, brackets: Sequence[Bracket]) -> Race:
+            return Race(space, brackets, foundation, train, held, metric, self.random_state, classes)
 
-        return prepared_search(foundation, plan, race, self._take)
+        def own_brackets() -> list[Bracket]:
+            return settings.brackets(
+                self.estimator, self.parameters, None if self.sampler is None else _empty
+            )
+
+        def sampled(bracket: Bracket) -> Race:
+            params = {bracket.number: bracket.params}
+            return race(make_space(self.estimator, params, named=self._is_named), [bracket])
+
+        races: OneRace | SampledRaces = OneRace(lambda: race(space, own_brackets()))
+        if self.sampler is not None:
+            races = SampledRaces(lambda: Proposals(self.sampler, self.parameters), own_brackets, sampled)
+        return prepared_search(foundation, plan, races, self._take)
+
+    def _propose(self) -> Callable[[int], list[dict[str, Any]]] | None:
+        """Give what proposes candidates, if that is a sampler; as many as are planned, told of nothing."""
+        if self.sampler is None:
+            return None
+        if self.method == "grid":
+            raise InputError("method='grid' takes all combinations, and no sampler. Use another method.")
+        last = self.estimator.steps[-1][0] if type(self.estimator) is Pipeline else ""
+        early = [name for name in self.parameters if last and name.split("__")[0] != last]
+        if early:
+            raise InputError(
+                f"With a sampler, preprocessing is not searched, but parameters names {early[0]!r}. Leave it out, or "
+                "leave the sampler out."
+            )
+        return Proposals(self.sampler, self.parameters).ask
 
     @property
     def _is_named(self) -> bool:
@@ -245,7 +280,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"There is no method {self.method!r}. Known: {', '.join(METHODS)}.")
         if isinstance(self.estimator, type) or not hasattr(self.estimator, "get_params"):
             raise InputError(f"estimator must be an unfitted estimator, got {self.estimator!r}.")
-        check_space(self.estimator, self.parameters)
+        check_space(self.estimator, self.parameters, sampled=self.sampler is not None)
         settings = Settings(self)
         size = self.test_size
         if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1:
@@ -403,6 +438,10 @@ def _warn(failed: Mapping[Any, str], n: int) -> None:
             FitFailedWarning,
             stacklevel=2,
         )
+
+
+def _empty(n: int) -> list[dict[str, Any]]:
+    return [{} for _ in range(n)]
 
 
 def _last(estimator: Estimator) -> Estimator:

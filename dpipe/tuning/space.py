@@ -50,8 +50,10 @@ class Space:
         return Pipeline([*zip(names, head, strict=True), (self.last, learner)])
 
 
-def check_space(estimator: Estimator, parameters: Any) -> None:
+def check_space(estimator: Estimator, parameters: Any, *, sampled: bool = False) -> None:
     """Check the names and the values of a space of parameters, without drawing from it.
+
+    Where a sampler draws, its own distributions will do, too.
 
     Raises
     ------
@@ -75,7 +77,8 @@ def check_space(estimator: Estimator, parameters: Any) -> None:
                 f"{type(estimator).__name__} has no parameter {name!r}.{meant} "
                 f"estimator.get_params() lists them all."
             )
-        _check_values(name, values)
+        if not (sampled and type(values).__module__.startswith("optuna.")):
+            _check_values(name, values)
 
 
 def _check_values(name: str, values: Any) -> None:

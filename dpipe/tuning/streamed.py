@@ -87,6 +87,11 @@ class Outcome:
     read: Read = field(default_factory=Read)
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def best_score(self) -> float:
+        """The last score of the best candidate."""
+        return float(next(one["score"] for one in reversed(self.records) if one["model_id"] == self.best))
+
 
 class Runner:
     """One run of a race.
@@ -100,10 +105,18 @@ class Runner:
     client : Client, optional
     recorded : Recorded, optional
         The ledger's view, after the passes of the preprocessing.
+    before : Runner, optional
+        Of a race on the same data that is over: what it has made ready is not made again.
     """
 
     def __init__(
-        self, race: Race, known: Known, place: Place, client: Client | None, recorded: Recorded | None
+        self,
+        race: Race,
+        known: Known,
+        place: Place,
+        client: Client | None,
+        recorded: Recorded | None,
+        before: "Runner | None" = None,
     ) -> None:
         self.race, self.known, self.place, self.client = race, known, place, client
         self.recorded = recorded
@@ -121,6 +134,10 @@ class Runner:
         self._held_lengths: tuple[int, ...] = ()
         self._began = time.monotonic()
         """When the search would have begun, had it not been stopped."""
+        if before is not None:
+            self._token, self._graphs, self._began = before._token, before._graphs, before._began
+            self._kept, self._held, self._held_lengths = before._kept, before._held, before._held_lengths
+            self.outcome.read = before.outcome.read
         self._due, self._restored = 0.0, False
         self._saved: set[str] = set()
         foundation = race.foundation
