@@ -97,10 +97,15 @@ def _any_learner(tree: FeatureUnion) -> Estimator:
 def tree_of(space: Space) -> FeatureUnion:
     """Arrange candidates by their preprocessing."""
     parts = []
-    for i, head in enumerate(space.heads):
-        own = [c for c in space.candidates if c.head == i]
+    for i, preprocessing in enumerate(space.preprocessings):
+        own = [c for c in space.candidates if c.preprocessing == i]
         tails = FeatureUnion([(f"candidate {c.number}", c.learner) for c in own])
-        parts.append((f"preprocessing {i}", Pipeline([*head, ("candidates", tails)]) if head else tails))
+        parts.append(
+            (
+                f"preprocessing {i}",
+                Pipeline([*preprocessing, ("candidates", tails)]) if preprocessing else tails,
+            )
+        )
     return FeatureUnion(parts)
 
 
@@ -109,9 +114,9 @@ def parts_of(fitted: FeatureUnion) -> tuple[tuple[tuple[Any, ...], dict[int, Est
     found = []
     for _, part in fitted.transformer_list:
         piped = isinstance(part, Pipeline)
-        head = tuple(step for _, step in part.steps[:-1]) if piped else ()
+        preprocessing = tuple(step for _, step in part.steps[:-1]) if piped else ()
         tails = part.steps[-1][1] if piped else part
-        found.append((head, {int(name.split()[1]): tail for name, tail in tails.transformer_list}))
+        found.append((preprocessing, {int(name.split()[1]): tail for name, tail in tails.transformer_list}))
     return tuple(found)
 
 
@@ -223,7 +228,7 @@ class FoldScores:
             rows = kept(Rows(X, y, None), mine == fold)
             if not n_rows(rows.X):
                 continue
-            values = ForScoring(tuple(head for head, _ in parts), named=True)(rows)
+            values = ForScoring(tuple(preprocessing for preprocessing, _ in parts), named=True)(rows)
             for i, (_, tails) in enumerate(parts):
                 for number, learner in tails.items():
                     found[fold, number] = score_block(self.metric, learner, values[i], rows)
@@ -329,9 +334,9 @@ def prepare_crossed(
 
 
 def _assembled(space: Space, candidate: Candidate, fitted: CrossValidated) -> Estimator:
-    for head, tails in fitted.parts_:
+    for preprocessing, tails in fitted.parts_:
         if candidate.number in tails:
-            return space.assembled(candidate, head, tails[candidate.number])
+            return space.assembled(candidate, preprocessing, tails[candidate.number])
     raise AssertionError("every candidate that was scored was fitted")
 
 
@@ -341,9 +346,14 @@ def _fitting(space: Space, meta: Meta) -> tuple[list[Candidate], dict[int, str]]
     failed: dict[int, str] = {}
     first: DpipeError | None = None
     for candidate in space.candidates:
-        head = space.heads[candidate.head]
+        preprocessing = space.preprocessings[candidate.preprocessing]
         try:
-            walk(Pipeline([*head, ("last", candidate.learner)]) if head else candidate.learner, meta)
+            walk(
+                Pipeline([*preprocessing, ("last", candidate.learner)])
+                if preprocessing
+                else candidate.learner,
+                meta,
+            )
         except DpipeError as err:
             failed[candidate.number] = reason(err)
             first = first or err

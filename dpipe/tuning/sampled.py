@@ -7,7 +7,7 @@ from typing import Any
 from dpipe.errors import InputError
 from dpipe.tuning.schedule import Bracket
 from dpipe.tuning.space import Params
-from dpipe.tuning.streamed import Outcome, Race
+from dpipe.tuning.streamed import Outcome, Setup
 
 
 class Proposals:
@@ -80,22 +80,22 @@ class Proposals:
         self._open = []
 
 
-class OneRace:
+class OneSearch:
     """All brackets together: the candidates are known beforehand."""
 
-    def __init__(self, make: Callable[[], Race]) -> None:
+    def __init__(self, make: Callable[[], Setup]) -> None:
         self._make = make
 
-    def first(self) -> Race:
+    def first(self) -> Setup:
         """Begin: what decides about candidates remembers what it has decided."""
         return self._make()
 
-    def after(self, race: Race, outcome: Outcome) -> Race | None:
+    def after(self, setup: Setup, outcome: Outcome) -> Setup | None:
         """Nothing follows."""
         return None
 
 
-class SampledRaces:
+class SampledSearch:
     """One bracket after another, each with candidates that the sampler proposes.
 
     Parameters
@@ -103,33 +103,33 @@ class SampledRaces:
     proposals : callable ``() -> Proposals``
     brackets : callable ``() -> brackets``
         With as many candidates as each is to have.
-    make : callable ``(bracket) -> race``
+    make : callable ``(bracket) -> setup``
     """
 
     def __init__(
         self,
         proposals: Callable[[], Proposals],
         brackets: Callable[[], list[Bracket]],
-        make: Callable[[Bracket], Race],
+        make: Callable[[Bracket], Setup],
     ) -> None:
         self._proposals, self._brackets, self._make = proposals, brackets, make
         self._asked: Proposals | None = None
         self._left: list[Bracket] = []
 
-    def first(self) -> Race:
+    def first(self) -> Setup:
         """Begin with the first bracket."""
         self._asked, self._left = self._proposals(), self._brackets()
         return self._next()
 
-    def _next(self) -> Race:
+    def _next(self) -> Setup:
         assert self._asked is not None
         bracket = self._left.pop(0)
         return self._make(Bracket(bracket.number, bracket.rule, self._asked.ask(len(bracket.params))))
 
-    def after(self, race: Race, outcome: Outcome) -> Race | None:
+    def after(self, setup: Setup, outcome: Outcome) -> Setup | None:
         """Tell the sampler what came out, and go on with the next bracket."""
         assert self._asked is not None
         last = {one["model_id"]: one for one in outcome.records}
-        found = [last[candidate.ident] for candidate in race.space.candidates]
+        found = [last[candidate.ident] for candidate in setup.space.candidates]
         self._asked.tell([None if "error" in one else float(one["score"]) for one in found])
         return self._next() if self._left else None

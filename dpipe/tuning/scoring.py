@@ -132,8 +132,8 @@ class ScoreAll:
         return tuple(
             Scored(None, 0.0, trained.failed)
             if trained.failed
-            else score_block(self.metric, trained.learner, values[head], rows)
-            for head, trained in candidates
+            else score_block(self.metric, trained.learner, values[preprocessing], rows)
+            for preprocessing, trained in candidates
         )
 
 

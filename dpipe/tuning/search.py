@@ -32,11 +32,11 @@ from dpipe.tuning.crossed import prepare_crossed
 from dpipe.tuning.foundation import lay_foundation
 from dpipe.tuning.prepared import metadata_of, prepared_search, search_plan, search_record
 from dpipe.tuning.results import cross_validated, histories, searched
-from dpipe.tuning.sampled import OneRace, Proposals, SampledRaces
+from dpipe.tuning.sampled import OneSearch, Proposals, SampledSearch
 from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
 from dpipe.tuning.scoring import scoring_of
 from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
-from dpipe.tuning.streamed import Outcome, Race
+from dpipe.tuning.streamed import Outcome, Setup
 from dpipe.validate.metrics import METRICS
 from dpipe.validate.score import score
 
@@ -239,22 +239,22 @@ class Search(BaseEstimator):  # type: ignore[misc]
         before = foundation.prepared.plan
         plan = search_plan(self.estimator, before, foundation, space, settings, train, held, metric)
 
-        def race(space: Space, brackets: Sequence[Bracket]) -> Race:
-            return Race(space, brackets, foundation, train, held, metric, self.random_state, classes)
+        def setup(space: Space, brackets: Sequence[Bracket]) -> Setup:
+            return Setup(space, brackets, foundation, train, held, metric, self.random_state, classes)
 
         def own_brackets() -> list[Bracket]:
             return settings.brackets(
                 self.estimator, self.parameters, None if self.sampler is None else _empty
             )
 
-        def sampled(bracket: Bracket) -> Race:
+        def sampled(bracket: Bracket) -> Setup:
             params = {bracket.number: bracket.params}
-            return race(make_space(self.estimator, params, named=self._is_named), [bracket])
+            return setup(make_space(self.estimator, params, named=self._is_named), [bracket])
 
-        races: OneRace | SampledRaces = OneRace(lambda: race(space, own_brackets()))
+        searches: OneSearch | SampledSearch = OneSearch(lambda: setup(space, own_brackets()))
         if self.sampler is not None:
-            races = SampledRaces(lambda: Proposals(self.sampler, self.parameters), own_brackets, sampled)
-        return prepared_search(foundation, plan, races, self._take)
+            searches = SampledSearch(lambda: Proposals(self.sampler, self.parameters), own_brackets, sampled)
+        return prepared_search(foundation, plan, searches, self._take)
 
     def _propose(self) -> Callable[[int], list[dict[str, Any]]] | None:
         """Give what proposes candidates, if that is a sampler; as many as are planned, told of nothing."""
@@ -319,9 +319,9 @@ class Search(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"validation has the columns {held.names}, but X has {source.names}.")
         return source, held
 
-    def _take(self, outcome: Outcome, race: Race) -> Estimator:
-        """Keep what came out of a race."""
-        space, known = race.space, outcome.known
+    def _take(self, outcome: Outcome, setup: Setup) -> Estimator:
+        """Keep what came out."""
+        space, known = setup.space, outcome.known
         assert known is not None
         candidates = space.candidates
         self.history_, self.model_history_ = histories(candidates, outcome.records, named=self._is_named)
@@ -329,17 +329,19 @@ class Search(BaseEstimator):  # type: ignore[misc]
         rows = self.cv_results_["model_id"].tolist()
         self.best_index_ = rows.index(outcome.best)
         best = next(c for c in candidates if c.ident == outcome.best)
-        learner = _with_names(outcome.learner, race)
-        self.best_estimator_ = space.assembled(best, race.foundation.heads(known)[best.head], learner)
+        learner = _with_names(outcome.learner, setup)
+        self.best_estimator_ = space.assembled(
+            best, setup.foundation.preprocessings(known)[best.preprocessing], learner
+        )
         self.best_params_ = best.params
         self.best_score_ = float(self.cv_results_["test_score"][self.best_index_])
         self.failed_ = {one["model_id"]: one["error"] for one in outcome.records if "error" in one}
         self.read_ = outcome.read
-        self.scorer_ = race.metric
+        self.scorer_ = setup.metric
         self.n_splits_, self.multimetric_ = 1, False
         _warn(self.failed_, len(candidates))
-        self._record = search_record(outcome, race)
-        self._brackets_ = metadata_of(outcome, race)
+        self._record = search_record(outcome, setup)
+        self._brackets_ = metadata_of(outcome, setup)
         return self.best_estimator_
 
     def _take_crossed(
@@ -473,10 +475,10 @@ def _check_partial_fit(learner: Estimator, method: str) -> None:
         way.check(learner)
 
 
-def _with_names(learner: Estimator, race: Race) -> Estimator:
+def _with_names(learner: Estimator, setup: Setup) -> Estimator:
     """Let a learner without preprocessing know the columns, as scikit-learn's does that was given a frame."""
-    frame = race.train.frame
-    if race.space.last and race.space.heads[0]:
+    frame = setup.train.frame
+    if setup.space.last and setup.space.preprocessings[0]:
         return learner
     if frame is not None and all(isinstance(name, str) for name in frame.columns):
         learner.feature_names_in_ = np.asarray(frame.columns, dtype=object)
@@ -497,7 +499,7 @@ def search(
 ) -> Search:
     """Search for the best parameters on data larger than memory, and give plain scikit-learn back.
 
-    All candidates that are still in the race learn from the same reading of a block, and are compared in one
+    All candidates that are still in the setup learn from the same reading of a block, and are compared in one
     reading of the held-out rows: a search over 81 candidates does not read the data 81 times.
 
     Parameters
