@@ -34,7 +34,7 @@ from dpipe.tuning.prepared import metadata_of, prepared_search, search_plan, sea
 from dpipe.tuning.results import cross_validated, histories, searched
 from dpipe.tuning.sampled import OneSearch, Proposals, SampledSearch
 from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
-from dpipe.tuning.scoring import scoring_of
+from dpipe.tuning.scoring import held_nbytes, scoring_of
 from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
 from dpipe.tuning.streamed import Outcome, Setup
 from dpipe.validate.metrics import METRICS
@@ -234,6 +234,11 @@ class Search(BaseEstimator):  # type: ignore[misc]
             _check_partial_fit(candidate.learner, self.method)
         metric = scoring_of(self.scoring, self.estimator)
         train, held = self._sides(source)
+        if held.w is not None and held_nbytes(metric, 1, 1):
+            raise InputError(
+                f"{metric} does not take sample_weight: pairs of rows are counted, each once. Compare by another metric, "
+                "such as neg_log_loss, or give validation=... without weights."
+            )
         classes = None if self.classes is None else np.asarray(self.classes)
         foundation = lay_foundation(space, train, classes_known=classes is not None, **place)
         before = foundation.prepared.plan
