@@ -98,10 +98,15 @@ def _any_learner(tree: FeatureUnion) -> Estimator:
 def tree_of(space: Space) -> FeatureUnion:
     """Arrange candidates by their preprocessing."""
     parts = []
-    for i, head in enumerate(space.heads):
-        own = [c for c in space.candidates if c.head == i]
+    for i, preprocessing in enumerate(space.preprocessings):
+        own = [c for c in space.candidates if c.preprocessing == i]
         tails = FeatureUnion([(f"candidate {c.number}", c.learner) for c in own])
-        parts.append((f"preprocessing {i}", Pipeline([*head, ("candidates", tails)]) if head else tails))
+        parts.append(
+            (
+                f"preprocessing {i}",
+                Pipeline([*preprocessing, ("candidates", tails)]) if preprocessing else tails,
+            )
+        )
     return FeatureUnion(parts)
 
 
@@ -110,9 +115,9 @@ def parts_of(fitted: FeatureUnion) -> tuple[tuple[tuple[Any, ...], dict[int, Est
     found = []
     for _, part in fitted.transformer_list:
         piped = isinstance(part, Pipeline)
-        head = tuple(step for _, step in part.steps[:-1]) if piped else ()
+        preprocessing = tuple(step for _, step in part.steps[:-1]) if piped else ()
         tails = part.steps[-1][1] if piped else part
-        found.append((head, {int(name.split()[1]): tail for name, tail in tails.transformer_list}))
+        found.append((preprocessing, {int(name.split()[1]): tail for name, tail in tails.transformer_list}))
     return tuple(found)
 
 
@@ -224,7 +229,7 @@ class FoldScores:
             rows = kept(Rows(X, y, None), mine == fold)
             if not n_rows(rows.X):
                 continue
-            values = ForScoring(tuple(head for head, _ in parts), named=True)(rows)
+            values = ForScoring(tuple(preprocessing for preprocessing, _ in parts), named=True)(rows)
             for i, (_, tails) in enumerate(parts):
                 for number, learner in tails.items():
                     found[fold, number] = score_block(self.metric, learner, values[i], rows)
@@ -262,6 +267,8 @@ class PreparedCrossed(OwnFit):
     """A search over candidates that are cross-validated."""
 
     done: Callable[[CrossValidated], Estimator]
+    failed: Mapping[int, str]
+    """Why candidates were left out before anything was read."""
 
     def run(
         self, client: Client | None, recorded: Recorded | None, tell: Callable[[dict[str, Any]], None] | None
@@ -269,7 +276,12 @@ class PreparedCrossed(OwnFit):
         """Fit and score all candidates on all folds."""
         known = run_passes(self, client, recorded)
         check_rows(self, known.tallies)
-        return self.done(known.fitted[self.program.walk.root].estimator), known.tallies
+        fitted = known.fitted[self.program.walk.root].estimator
+        best = self.done(fitted)
+        for note in said({**self.failed, **fitted.failed_}):
+            if tell is not None:
+                tell({"said": note})
+        return best, known.tallies
 
 
 def prepare_crossed(
@@ -319,13 +331,15 @@ def prepare_crossed(
 
     plan = replace(prepared.plan, estimator=f"Search of {type(search.estimator).__name__}")
     program = replace(prepared.program, plan=plan)
-    return PreparedCrossed(prepared.source, program, prepared.place, prepared.epochs, done=done)
+    return PreparedCrossed(
+        prepared.source, program, prepared.place, prepared.epochs, done=done, failed=failed
+    )
 
 
 def _assembled(space: Space, candidate: Candidate, fitted: CrossValidated) -> Estimator:
-    for head, tails in fitted.parts_:
+    for preprocessing, tails in fitted.parts_:
         if candidate.number in tails:
-            return space.assembled(candidate, head, tails[candidate.number])
+            return space.assembled(candidate, preprocessing, tails[candidate.number])
     raise AssertionError("every candidate that was scored was fitted")
 
 
@@ -335,9 +349,14 @@ def _fitting(space: Space, meta: Meta) -> tuple[list[Candidate], dict[int, str]]
     failed: dict[int, str] = {}
     first: DpipeError | None = None
     for candidate in space.candidates:
-        head = space.heads[candidate.head]
+        preprocessing = space.preprocessings[candidate.preprocessing]
         try:
-            walk(Pipeline([*head, ("last", candidate.learner)]) if head else candidate.learner, meta)
+            walk(
+                Pipeline([*preprocessing, ("last", candidate.learner)])
+                if preprocessing
+                else candidate.learner,
+                meta,
+            )
         except DpipeError as err:
             failed[candidate.number] = reason(err)
             first = first or err

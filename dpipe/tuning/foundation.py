@@ -78,7 +78,7 @@ class Foundation:
         """Give the classes that were found; None for what is no classifier."""
         return known.starts[self.stands[0].index][1]
 
-    def heads(self, known: Known) -> tuple[tuple[Any, ...], ...]:
+    def preprocessings(self, known: Known) -> tuple[tuple[Any, ...], ...]:
         """Give the fitted steps of each way of preprocessing."""
         if not self.parents:
             return ((),) * len(self.stands)
@@ -113,7 +113,10 @@ def lay_foundation(
         kind = SearchedClassifier
     elif is_regressor(learner):
         kind = SearchedRegressor
-    parts = [Pipeline([*head, ("candidates", kind())]) if head else kind() for head in space.heads]
+    parts = [
+        Pipeline([*preprocessing, ("candidates", kind())]) if preprocessing else kind()
+        for preprocessing in space.preprocessings
+    ]
     tree = parts[0]
     if len(parts) > 1:
         tree = FeatureUnion([(f"preprocessing {i}", part) for i, part in enumerate(parts, start=1)])
@@ -132,7 +135,7 @@ def lay_foundation(
     parents = tuple(
         next(fit for fit in walk.fits if not fit.is_leaf and stand.index in fit.children)
         for stand in stands
-        if any(space.heads)
+        if any(space.preprocessings)
     )
     return Foundation(
         _without(prepared, indices),
@@ -189,7 +192,7 @@ class ForLearning:
 class ForScoring:
     """Makes the rows of a block ready to be predicted, once for each way of preprocessing."""
 
-    heads: tuple[tuple[Any, ...], ...]
+    preprocessings: tuple[tuple[Any, ...], ...]
     named: bool = False
     """Whether learners were fitted with names where there are some."""
 
@@ -197,9 +200,9 @@ class ForScoring:
         """Transform them as a fitted pipeline does."""
         found: dict[Any, Block] = {}
         with config_context(transform_output="default"):
-            for i, head in enumerate(self.heads):
+            for i, preprocessing in enumerate(self.preprocessings):
                 value = rows.X
-                for step in head:
+                for step in preprocessing:
                     value = transformed(step, value)
                 found[i] = learner_matrix(value) if self.named else _matrix(learner_matrix(value))
         return found

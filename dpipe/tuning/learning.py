@@ -106,7 +106,7 @@ def tally_of(ready: Ready) -> Tally:
 
 def learn_blocks(
     trained: Trained,
-    head: int,
+    preprocessing: int,
     classes: np.ndarray | None,
     calls: Sequence[tuple[int, tuple[int, int]]],
     blocks: Sequence[Ready],
@@ -120,7 +120,7 @@ def learn_blocks(
         learner, failed = trained.learner, ""
         if n_rows(rows.X):
             assert rows.values is not None
-            given = Rows(rows.values[head], rows.y, rows.w)
+            given = Rows(rows.values[preprocessing], rows.y, rows.w)
             try:
                 learner = gradient.learn(learner, classes, given, position)
                 failed = _nonsense(learner)

@@ -19,34 +19,40 @@ from dpipe.sizes import counted
 from dpipe.train.fit import check_rows, run_passes
 from dpipe.train.prepare import OwnFit, Prepared
 from dpipe.tuning.foundation import Foundation
+from dpipe.tuning.sampled import OneSearch, SampledSearch
 from dpipe.tuning.schedule import Settings
 from dpipe.tuning.scoring import RANKED_NBYTES, held_nbytes
 from dpipe.tuning.space import Space
-from dpipe.tuning.streamed import Outcome, Race, Runner
+from dpipe.tuning.streamed import Outcome, Runner, Setup
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSearch(OwnFit):
     """A search over candidates that learn in order."""
 
-    race: Callable[[], Race]
-    """Makes a new race: what decides about candidates remembers what it has decided."""
+    searches: OneSearch | SampledSearch
     foundation: Foundation
-    done: Callable[[Outcome, Race], Estimator]
+    done: Callable[[Outcome, Setup], Estimator]
     """Takes what came out, and gives the best estimator."""
 
     def run(
         self, client: Client | None, recorded: Recorded | None, tell: Callable[[dict[str, Any]], None] | None
     ) -> tuple[Estimator, tuple[Tally, ...]]:
-        """Fit the preprocessing, then run the race."""
+        """Fit the preprocessing, then search."""
         before = self.foundation.prepared
         known = run_passes(before, client, recorded)
         check_rows(before, known.tallies)
-        race = self.race()
-        outcome = Runner(race, known, self.place, client, recorded).run()
-        best = self.done(outcome, race)
+        setup: Setup | None = self.searches.first()
+        runner: Runner | None = None
+        run: list[tuple[Setup, Outcome]] = []
+        while setup is not None:
+            runner = Runner(setup, known, self.place, client, recorded, runner)
+            run.append((setup, runner.run()))
+            setup = self.searches.after(*run[-1])
+        setup, outcome = together(run)
+        best = self.done(outcome, setup)
         if tell is not None:
-            tell({"search": search_record(outcome, race)})
+            tell({"search": search_record(outcome, setup)})
             for note in failures(outcome):
                 tell({"said": note})
         return best, (*known.tallies, outcome.tally)
@@ -61,16 +67,31 @@ class PreparedSearch(OwnFit):
         return before[0].rows + sum(searched.lengths)
 
 
+def together(run: Sequence[tuple[Setup, Outcome]]) -> tuple[Setup, Outcome]:
+    """Put searches together that were run one after another; the best of them is the best of all."""
+    first = run[0][0]
+    candidates = tuple(candidate for setup, _ in run for candidate in setup.space.candidates)
+    brackets = [bracket for setup, _ in run for bracket in setup.brackets]
+    setup = replace(first, space=replace(first.space, candidates=candidates), brackets=brackets)
+    outcomes = [outcome for _, outcome in run]
+    best = max(outcomes, key=lambda each: each.best_score)
+    tally = outcomes[0].tally
+    for outcome in outcomes[1:]:
+        tally = tally.merge(replace(outcome.tally, lengths=()))
+    records = [one for outcome in outcomes for one in outcome.records]
+    return setup, replace(best, records=records, tally=tally, read=outcomes[-1].read)
+
+
 def failures(outcome: Outcome) -> list[str]:
     """Say which candidates have failed, and why."""
     bad = {one["model_id"]: one["error"] for one in outcome.records if "error" in one}
     return [f"Candidate {ident} was dropped: {why}" for ident, why in bad.items()]
 
 
-def search_record(outcome: Outcome, race: Race) -> SearchRecord:
+def search_record(outcome: Outcome, setup: Setup) -> SearchRecord:
     """Give the scores of all candidates over their calls, for the report."""
     lines = []
-    for candidate in race.space.candidates:
+    for candidate in setup.space.candidates:
         own = [one for one in outcome.records if one["model_id"] == candidate.ident]
         lines.append(
             SearchLine(
@@ -82,7 +103,7 @@ def search_record(outcome: Outcome, race: Race) -> SearchRecord:
                 candidate.ident == outcome.best,
             )
         )
-    return SearchRecord(race.metric, tuple(lines))
+    return SearchRecord(setup.metric, tuple(lines))
 
 
 def _shown(value: Any) -> str:
@@ -118,7 +139,7 @@ def search_plan(
     n_rows = None if None in rows else sum(n or 0 for n in rows)
     # each way of preprocessing makes a matrix of its own of a block
     own = None if base.projected_nbytes is None else base.projected_nbytes - before.reserved_nbytes
-    projected = None if own is None else before.reserved_nbytes + len(space.heads) * own
+    projected = None if own is None else before.reserved_nbytes + len(space.preprocessings) * own
     if projected is not None and held.n_rows is not None:
         ranked = held_nbytes(metric, len(space.candidates), held.n_rows)
         projected += min(ranked, before.threads * RANKED_NBYTES) if kept else ranked
@@ -128,7 +149,7 @@ def search_plan(
         fits=(f"{counted(len(space.candidates), 'candidate')} by {settings.method}",),
         collects=(f"{metric} of the held-out rows, where candidates are compared",),
         why="all candidates learn in order from the same blocks, which are read once for all of them",
-        rules=() if len(space.heads) > 1 else ("preprocessing is fitted once for all candidates",),
+        rules=() if len(space.preprocessings) > 1 else ("preprocessing is fitted once for all candidates",),
         columns=base.columns,
         n_blocks=train.n_blocks,
         epochs=readings,
@@ -157,22 +178,31 @@ def _most_scorings(settings: Settings) -> int:
 
 
 def prepared_search(
-    foundation: Foundation, plan: Plan, race: Callable[[], Race], done: Callable[[Outcome, Race], Estimator]
+    foundation: Foundation,
+    plan: Plan,
+    searches: OneSearch | SampledSearch,
+    done: Callable[[Outcome, Setup], Estimator],
 ) -> PreparedSearch:
     """Put a planned search together."""
     before: Prepared = foundation.prepared
     program = replace(before.program, plan=plan)
     return PreparedSearch(
-        before.source, program, before.place, before.epochs, race=race, foundation=foundation, done=done
+        before.source,
+        program,
+        before.place,
+        before.epochs,
+        searches=searches,
+        foundation=foundation,
+        done=done,
     )
 
 
-def metadata_of(outcome: Outcome, race: Race) -> Mapping[int, dict[str, Any]]:
+def metadata_of(outcome: Outcome, setup: Setup) -> Mapping[int, dict[str, Any]]:
     """Tell, for each bracket, how many candidates and calls there were, and when it decided."""
     found: dict[int, dict[str, Any]] = {}
-    deepest = max(bracket.number for bracket in race.brackets)
-    for bracket in race.brackets:
-        own = {c.ident for c in race.space.candidates if c.bracket == bracket.number}
+    deepest = max(bracket.number for bracket in setup.brackets)
+    for bracket in setup.brackets:
+        own = {c.ident for c in setup.space.candidates if c.bracket == bracket.number}
         records = [one for one in outcome.records if one["model_id"] in own]
         calls: dict[Any, int] = {}
         for one in records:

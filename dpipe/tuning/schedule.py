@@ -4,7 +4,7 @@ A bracket is a group of candidates that are compared with each other. Hyperband 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpipe.errors import InputError
@@ -46,7 +46,7 @@ class Bracket:
         self.number = number
         self.params = list(params)
         self.most = getattr(rule, "max_iter", None)
-        self._rule = rule
+        self.rule = rule
         named = (
             "max_iter",
             "patience",
@@ -86,11 +86,11 @@ class Bracket:
         self.round = {}
         if not self._info:
             return
-        chosen = self._rule._additional_calls(self._info)
+        chosen = self.rule._additional_calls(self._info)
         self._info = {i: history for i, history in self._info.items() if i in chosen}
         # halving goes by its own figures; the others would go past the most by what lies between two scores
         left = dict.fromkeys(chosen, math.inf)
-        if self.most is not None and not hasattr(self._rule, "n_initial_iter"):
+        if self.most is not None and not hasattr(self.rule, "n_initial_iter"):
             left = {i: self.most - self._calls[i] for i in chosen}
         self.round = {i: int(min(calls, left[i])) for i, calls in chosen.items() if min(calls, left[i]) > 0}
 
@@ -197,14 +197,20 @@ class Settings:
         between = self.fits_per_score or (1 if self.patience else max(self.max_iter - 1, 1))
         return IncrementalSearchCV(estimator, parameters, decay_rate=None, fits_per_score=between, **shared)
 
-    def brackets(self, estimator: Estimator, parameters: Any) -> list[Bracket]:
-        """Make the brackets, the most adaptive one first, and draw their candidates."""
+    def brackets(
+        self, estimator: Estimator, parameters: Any, propose: Callable[[int], list[Params]] | None = None
+    ) -> list[Bracket]:
+        """Make the brackets, the most adaptive one first, and draw their candidates, or have them proposed."""
+
+        def chosen(n: int, seed: int) -> list[Params]:
+            return drawn(parameters, n, seed) if propose is None else propose(n)
+
         rule = self._rule(estimator, parameters)
         if self.method == "grid":
             rule.n_initial_parameters = "grid"
             return [Bracket(0, rule, grid(parameters))]
         if self.method != "hyperband":
-            params = drawn(parameters, self.n_initial_parameters, self.seed)
+            params = chosen(self.n_initial_parameters, self.seed)
             rule.n_initial_parameters = len(params)
             return [Bracket(0, rule, params)]
         from dask_ml.model_selection._hyperband import _get_hyperband_params
@@ -214,7 +220,7 @@ class Settings:
         made = []
         for number in sorted(halvings, reverse=True):
             halving = halvings[number]
-            params = drawn(parameters, halving.n_initial_parameters, halving.random_state)
+            params = chosen(halving.n_initial_parameters, halving.random_state)
             halving.n_initial_parameters = len(params)
             made.append(Bracket(number, halving, params))
         return made

@@ -29,7 +29,7 @@ OWN = "its own score"
 
 
 def held_nbytes(metric: str, n_candidates: int, n_rows: int) -> int:
-    """Bytes that scoring holds until its end: ranks need the scores of all rows, other metrics sums alone."""
+    """Count the bytes that scoring holds until its end: ranks need the scores of all rows, others sums alone."""
     return 8 * n_candidates * n_rows if metric in METRICS and METRICS[metric].state is ScoreRuns else 0
 
 
@@ -132,8 +132,8 @@ class ScoreAll:
         return tuple(
             Scored(None, 0.0, trained.failed)
             if trained.failed
-            else score_block(self.metric, trained.learner, values[head], rows)
-            for head, trained in candidates
+            else score_block(self.metric, trained.learner, values[preprocessing], rows)
+            for preprocessing, trained in candidates
         )
 
 

@@ -33,10 +33,11 @@ from dpipe.tuning.crossed import prepare_crossed
 from dpipe.tuning.foundation import lay_foundation
 from dpipe.tuning.prepared import metadata_of, prepared_search, search_plan, search_record
 from dpipe.tuning.results import cross_validated, histories, searched
-from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Settings
-from dpipe.tuning.scoring import scoring_of
-from dpipe.tuning.space import check_space, drawn, grid, make_space
-from dpipe.tuning.streamed import Outcome, Race
+from dpipe.tuning.sampled import OneSearch, Proposals, SampledSearch
+from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
+from dpipe.tuning.scoring import held_nbytes, scoring_of
+from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
+from dpipe.tuning.streamed import Outcome, Setup
 from dpipe.validate.metrics import METRICS
 from dpipe.validate.score import score
 
@@ -88,6 +89,10 @@ class Search(BaseEstimator):  # type: ignore[misc]
         Labels of a classifier that learns in order; without them, the first pass finds them.
     random_state : int, default 0
         Draws the candidates, the rows that are held out, and the order of the blocks.
+    sampler : optuna.samplers.BaseSampler, optional
+        Proposes the candidates, by lists or `optuna.distributions` of the last step's parameters; those of a bracket
+        from the scores of the brackets before, which run one after another then. Give it a seed. Extra:
+        `dpipe[optuna]`.
 
     Attributes
     ----------
@@ -130,6 +135,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         cv: Any = 5,
         classes: Any = None,
         random_state: int = 0,
+        sampler: Any = None,
     ) -> None:
         self.estimator = estimator
         self.parameters = parameters
@@ -148,6 +154,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.cv = cv
         self.classes = classes
         self.random_state = random_state
+        self.sampler = sampler
 
     def __sklearn_tags__(self) -> Any:
         """Be what the estimator is: a classifier, a regressor."""
@@ -217,25 +224,58 @@ class Search(BaseEstimator):  # type: ignore[misc]
         source = open_source(X, y, sample_weight)
         place: dict[str, Any] = {"memory": memory, "client": client, "workers": workers}
         if self._is_crossed():
+            if self.sampler is not None:
+                raise InputError("What is cross-validated takes no sampler. Leave it out.")
             return prepare_crossed(self, source, self._params(), self._take_crossed, **place)
         _check_learner(self.estimator, source)
-        brackets = settings.brackets(self.estimator, self.parameters)
+        brackets = settings.brackets(self.estimator, self.parameters, self._propose())
         chosen = {bracket.number: bracket.params for bracket in brackets}
         space = make_space(self.estimator, chosen, named=self._is_named)
         for candidate in space.candidates:
             _check_partial_fit(candidate.learner, self.method)
         metric = scoring_of(self.scoring, self.estimator)
         train, held = self._sides(source)
+        if held.w is not None and held_nbytes(metric, 1, 1):
+            raise InputError(
+                f"{metric} does not take sample_weight: pairs of rows are counted, each once. Compare by another "
+                "metric, such as neg_log_loss, or give validation=... without weights."
+            )
         classes = None if self.classes is None else np.asarray(self.classes)
         foundation = lay_foundation(space, train, classes_known=classes is not None, **place)
         before = foundation.prepared.plan
         plan = search_plan(self.estimator, before, foundation, space, settings, train, held, metric)
 
-        def race() -> Race:
-            fresh = settings.brackets(self.estimator, self.parameters)
-            return Race(space, fresh, foundation, train, held, metric, self.random_state, classes)
+        def setup(space: Space, brackets: Sequence[Bracket]) -> Setup:
+            return Setup(space, brackets, foundation, train, held, metric, self.random_state, classes)
 
-        return prepared_search(foundation, plan, race, self._take)
+        def own_brackets() -> list[Bracket]:
+            return settings.brackets(
+                self.estimator, self.parameters, None if self.sampler is None else _empty
+            )
+
+        def sampled(bracket: Bracket) -> Setup:
+            params = {bracket.number: bracket.params}
+            return setup(make_space(self.estimator, params, named=self._is_named), [bracket])
+
+        searches: OneSearch | SampledSearch = OneSearch(lambda: setup(space, own_brackets()))
+        if self.sampler is not None:
+            searches = SampledSearch(lambda: Proposals(self.sampler, self.parameters), own_brackets, sampled)
+        return prepared_search(foundation, plan, searches, self._take)
+
+    def _propose(self) -> Callable[[int], list[dict[str, Any]]] | None:
+        """Give what proposes candidates, if that is a sampler; as many as are planned, told of nothing."""
+        if self.sampler is None:
+            return None
+        if self.method == "grid":
+            raise InputError("method='grid' takes all combinations, and no sampler. Use another method.")
+        last = self.estimator.steps[-1][0] if type(self.estimator) is Pipeline else ""
+        early = [name for name in self.parameters if last and name.split("__")[0] != last]
+        if early:
+            raise InputError(
+                f"With a sampler, preprocessing is not searched, but parameters names {early[0]!r}. Leave it out, or "
+                "leave the sampler out."
+            )
+        return Proposals(self.sampler, self.parameters).ask
 
     @property
     def _is_named(self) -> bool:
@@ -246,7 +286,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"There is no method {self.method!r}. Known: {', '.join(METHODS)}.")
         if isinstance(self.estimator, type) or not hasattr(self.estimator, "get_params"):
             raise InputError(f"estimator must be an unfitted estimator, got {self.estimator!r}.")
-        check_space(self.estimator, self.parameters)
+        check_space(self.estimator, self.parameters, sampled=self.sampler is not None)
         settings = Settings(self)
         size = self.test_size
         if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1:
@@ -285,9 +325,9 @@ class Search(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"validation has the columns {held.names}, but X has {source.names}.")
         return source, held
 
-    def _take(self, outcome: Outcome, race: Race) -> Estimator:
-        """Keep what came out of a race."""
-        space, known = race.space, outcome.known
+    def _take(self, outcome: Outcome, setup: Setup) -> Estimator:
+        """Keep what came out."""
+        space, known = setup.space, outcome.known
         assert known is not None
         candidates = space.candidates
         self.history_, self.model_history_ = histories(candidates, outcome.records, named=self._is_named)
@@ -295,17 +335,19 @@ class Search(BaseEstimator):  # type: ignore[misc]
         rows = self.cv_results_["model_id"].tolist()
         self.best_index_ = rows.index(outcome.best)
         best = next(c for c in candidates if c.ident == outcome.best)
-        learner = _with_names(outcome.learner, race)
-        self.best_estimator_ = space.assembled(best, race.foundation.heads(known)[best.head], learner)
+        learner = _with_names(outcome.learner, setup)
+        self.best_estimator_ = space.assembled(
+            best, setup.foundation.preprocessings(known)[best.preprocessing], learner
+        )
         self.best_params_ = best.params
         self.best_score_ = float(self.cv_results_["test_score"][self.best_index_])
         self.failed_ = {one["model_id"]: one["error"] for one in outcome.records if "error" in one}
         self.read_ = outcome.read
-        self.scorer_ = race.metric
+        self.scorer_ = setup.metric
         self.n_splits_, self.multimetric_ = 1, False
         _warn(self.failed_, len(candidates))
-        self._record = search_record(outcome, race)
-        self._brackets_ = metadata_of(outcome, race)
+        self._record = search_record(outcome, setup)
+        self._brackets_ = metadata_of(outcome, setup)
         return self.best_estimator_
 
     def _take_crossed(
@@ -406,6 +448,10 @@ def _warn(failed: Mapping[Any, str], n: int) -> None:
         )
 
 
+def _empty(n: int) -> list[dict[str, Any]]:
+    return [{} for _ in range(n)]
+
+
 def _last(estimator: Estimator) -> Estimator:
     return estimator.steps[-1][1] if type(estimator) is Pipeline else estimator
 
@@ -435,10 +481,10 @@ def _check_partial_fit(learner: Estimator, method: str) -> None:
         way.check(learner)
 
 
-def _with_names(learner: Estimator, race: Race) -> Estimator:
+def _with_names(learner: Estimator, setup: Setup) -> Estimator:
     """Let a learner without preprocessing know the columns, as scikit-learn's does that was given a frame."""
-    frame = race.train.frame
-    if race.space.last and race.space.heads[0]:
+    frame = setup.train.frame
+    if setup.space.last and setup.space.preprocessings[0]:
         return learner
     if frame is not None and all(isinstance(name, str) for name in frame.columns):
         learner.feature_names_in_ = np.asarray(frame.columns, dtype=object)
@@ -459,7 +505,7 @@ def search(
 ) -> Search:
     """Search for the best parameters on data larger than memory, and give plain scikit-learn back.
 
-    All candidates that are still in the race learn from the same reading of a block, and are compared in one
+    All candidates that are still in the setup learn from the same reading of a block, and are compared in one
     reading of the held-out rows: a search over 81 candidates does not read the data 81 times.
 
     Parameters

@@ -26,7 +26,7 @@ class Candidate:
     number: int
     """Its place in its bracket."""
     params: Params
-    head: int
+    preprocessing: int
     """Which of the distinct ways of preprocessing is its own."""
     learner: Estimator
     """The last step, unfitted."""
@@ -37,21 +37,23 @@ class Space:
     """All candidates of a search."""
 
     candidates: tuple[Candidate, ...]
-    heads: tuple[tuple[tuple[str, Any], ...], ...]
+    preprocessings: tuple[tuple[tuple[str, Any], ...], ...]
     """The named steps before the last one, unfitted, for each distinct way of preprocessing."""
     last: str
     """The name of the last step; empty where the estimator is no pipeline."""
 
-    def assembled(self, candidate: Candidate, head: Sequence[Any], learner: Estimator) -> Estimator:
+    def assembled(self, candidate: Candidate, preprocessing: Sequence[Any], learner: Estimator) -> Estimator:
         """Put a candidate together from its fitted steps."""
         if not self.last:
             return learner
-        names = [name for name, _ in self.heads[candidate.head]]
-        return Pipeline([*zip(names, head, strict=True), (self.last, learner)])
+        names = [name for name, _ in self.preprocessings[candidate.preprocessing]]
+        return Pipeline([*zip(names, preprocessing, strict=True), (self.last, learner)])
 
 
-def check_space(estimator: Estimator, parameters: Any) -> None:
+def check_space(estimator: Estimator, parameters: Any, *, sampled: bool = False) -> None:
     """Check the names and the values of a space of parameters, without drawing from it.
+
+    Where a sampler draws, its own distributions will do, too.
 
     Raises
     ------
@@ -75,7 +77,8 @@ def check_space(estimator: Estimator, parameters: Any) -> None:
                 f"{type(estimator).__name__} has no parameter {name!r}.{meant} "
                 f"estimator.get_params() lists them all."
             )
-        _check_values(name, values)
+        if not (sampled and type(values).__module__.startswith("optuna.")):
+            _check_values(name, values)
 
 
 def _check_values(name: str, values: Any) -> None:
@@ -134,18 +137,18 @@ def make_space(estimator: Estimator, brackets: Mapping[int, Sequence[Params]], *
     """
     is_pipeline = type(estimator) is Pipeline
     last = estimator.steps[-1][0] if is_pipeline else ""
-    heads: dict[str, tuple[tuple[str, Any], ...]] = {}
+    preprocessings: dict[str, tuple[tuple[str, Any], ...]] = {}
     candidates: list[Candidate] = []
     for bracket, chosen in brackets.items():
         for number, params in enumerate(chosen):
             made = _with_params(estimator, params)
             ident: Any = f"bracket={bracket}-{number}" if named else number
-            key = _head_key(params, last, len(candidates)) if is_pipeline else ""
-            head, learner = (made.steps[:-1], made.steps[-1][1]) if is_pipeline else ([], made)
-            heads.setdefault(key, tuple(head))
-            place = list(heads).index(key)
+            key = _preprocessing_key(params, last, len(candidates)) if is_pipeline else ""
+            preprocessing, learner = (made.steps[:-1], made.steps[-1][1]) if is_pipeline else ([], made)
+            preprocessings.setdefault(key, tuple(preprocessing))
+            place = list(preprocessings).index(key)
             candidates.append(Candidate(ident, bracket, number, params, place, learner))
-    return Space(tuple(candidates), tuple(heads.values()), last)
+    return Space(tuple(candidates), tuple(preprocessings.values()), last)
 
 
 def _with_params(estimator: Estimator, params: Params) -> Estimator:
@@ -156,7 +159,7 @@ def _with_params(estimator: Estimator, params: Params) -> Estimator:
         raise InputError(f"The parameters {params!r} cannot be set: {err}") from err
 
 
-def _head_key(params: Params, last: str, number: int) -> str:
+def _preprocessing_key(params: Params, last: str, number: int) -> str:
     """Tell which candidates preprocess alike: those whose parameters of the steps before the last are equal."""
     touched = {name: value for name, value in params.items() if name.split("__")[0] != last}
     if not touched:

@@ -1,4 +1,4 @@
-"""Searches over candidates that learn in order: one reading of a block feeds all that are still in the race.
+"""Searches over candidates that learn in order: one reading of a block feeds all live ones.
 
 All candidates meet the blocks in one order, and wait for each other: the call number c of any of them is of the same
 block, which is read, transformed and handed to all of them once. Where a bracket decides, one reading of the held-out
@@ -46,7 +46,7 @@ _WORTH_TIMES = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Race:
+class Setup:
     """All that a search follows from."""
 
     space: Space
@@ -87,65 +87,82 @@ class Outcome:
     read: Read = field(default_factory=Read)
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def best_score(self) -> float:
+        """The last score of the best candidate."""
+        return float(next(one["score"] for one in reversed(self.records) if one["model_id"] == self.best))
+
 
 class Runner:
-    """One run of a race.
+    """One search, or one bracket of it.
 
     Parameters
     ----------
-    race : Race
+    setup : Setup
     known : Known
         The fitted preprocessing.
     place : Place
     client : Client, optional
     recorded : Recorded, optional
         The ledger's view, after the passes of the preprocessing.
+    before : Runner, optional
+        Of another bracket, on the same data: the blocks that it has made ready are not made again.
     """
 
     def __init__(
-        self, race: Race, known: Known, place: Place, client: Client | None, recorded: Recorded | None
+        self,
+        setup: Setup,
+        known: Known,
+        place: Place,
+        client: Client | None,
+        recorded: Recorded | None,
+        before: "Runner | None" = None,
     ) -> None:
-        self.race, self.known, self.place, self.client = race, known, place, client
+        self.setup, self.known, self.place, self.client = setup, known, place, client
         self.recorded = recorded
-        self.by_name = {(c.bracket, c.number): c for c in race.space.candidates}
-        self.states: dict[Any, Any] = {c.ident: Trained(c.learner) for c in race.space.candidates}
+        self.by_name = {(c.bracket, c.number): c for c in setup.space.candidates}
+        self.states: dict[Any, Any] = {c.ident: Trained(c.learner) for c in setup.space.candidates}
         self.calls: dict[Any, int] = dict.fromkeys(self.states, 0)
         self.told: dict[Any, tuple[str, float, int]] = dict.fromkeys(self.states, ("", 0.0, 0))
-        self.classes = race.foundation.classes(known) if race.classes is None else race.classes
+        self.classes = setup.foundation.classes(known) if setup.classes is None else setup.classes
         self.outcome = Outcome(known=known)
         self.window = 2 * place.threads * place.workers
         self._graphs = 0
-        self._token = graph_token(race.train.X, race.train.y, race.seed, time.time_ns())
+        self._token = graph_token(setup.train.X, setup.train.y, setup.seed, time.time_ns())
         self._held: list[Any] = []
         self._kept: dict[int, Any] = {}
         self._held_lengths: tuple[int, ...] = ()
         self._began = time.monotonic()
         """When the search would have begun, had it not been stopped."""
+        if before is not None:
+            self._token, self._graphs, self._began = before._token, before._graphs, before._began
+            self._kept, self._held, self._held_lengths = before._kept, before._held, before._held_lengths
+            self.outcome.read = before.outcome.read
         self._due, self._restored = 0.0, False
         self._saved: set[str] = set()
-        foundation = race.foundation
+        foundation = setup.foundation
         self._learning = ForLearning(tuple(fit.source for fit in foundation.stands), foundation.columns)
-        self._scoring = ForScoring(foundation.heads(known))
-        self._inputs, self._shared = self._opened(race.train)
-        self._held_inputs, self._held_shared = self._opened(race.held)
+        self._scoring = ForScoring(foundation.preprocessings(known))
+        self._inputs, self._shared = self._opened(setup.train)
+        self._held_inputs, self._held_shared = self._opened(setup.held)
         self.key = self._own_key()
 
     def _opened(self, source: Source) -> tuple[list[Input], dict[Any, Any]]:
         graph = GraphBuilder(self._token)
-        inputs = add_inputs(graph, source, self.race.foundation.columns)
+        inputs = add_inputs(graph, source, self.setup.foundation.columns)
         if self.recorded is not None:
             inputs = self.recorded.keyed(inputs, graph.tasks)
         return inputs, graph.tasks
 
     def _own_key(self) -> str:
-        """Fingerprint the race: what is recorded under it is what would come out again."""
+        """Fingerprint the search: what is recorded under it is what would come out again."""
         if self.recorded is None or not self.recorded.works:
             return ""
-        race = self.race
-        asked = [[(c.ident, c.params, c.learner) for c in race.space.candidates], race.metric, race.seed]
-        rules = [bracket.says for bracket in race.brackets]
+        setup = self.setup
+        asked = [[(c.ident, c.params, c.learner) for c in setup.space.candidates], setup.metric, setup.seed]
+        rules = [bracket.says for bracket in setup.brackets]
         try:
-            own = Fingerprinter().of([asked, rules, race.classes])
+            own = Fingerprinter().of([asked, rules, setup.classes])
         except Unknowable as err:
             self.recorded.say(f"the search is not recorded, a stopped run begins anew: {err}.")
             return ""
@@ -164,9 +181,10 @@ class Runner:
         if end is not None:
             return self._recalled_end(end)
         turn = 0
-        while any(bracket.round for bracket in self.race.brackets):
+        while any(bracket.round for bracket in self.setup.brackets):
             turn = self._take(turn)
         best = self._best()
+        self._restore()
         self._bring({best.ident: self._last_of(best.ident)["partial_fit_calls"]})
         state = self._value(self.states[best.ident])
         self.outcome.best, self.outcome.learner = best.ident, state.learner
@@ -178,11 +196,11 @@ class Runner:
         """Go on to the next call at which a bracket ends its round, and let it decide."""
         goals = {
             bracket.number: {i: bracket.calls(i) + more for i, more in bracket.round.items()}
-            for bracket in self.race.brackets
+            for bracket in self.setup.brackets
             if bracket.round
         }
         clock = min(max(goal.values()) for goal in goals.values())
-        ending = [b for b in self.race.brackets if b.round and max(goals[b.number].values()) == clock]
+        ending = [b for b in self.setup.brackets if b.round and max(goals[b.number].values()) == clock]
         found = self._found(f"turn {turn}")
         if found is None:
             self._restore()
@@ -203,14 +221,14 @@ class Runner:
         return turn + 1
 
     def _last_turn(self) -> bool:
-        return not any(bracket.round for bracket in self.race.brackets)
+        return not any(bracket.round for bracket in self.setup.brackets)
 
     def _decide(self, ending: Sequence[Bracket], found: Sequence[dict[str, Any]]) -> None:
         self.outcome.records += found
         by_ident = {one["model_id"]: one for one in found}
         for bracket in ending:
             bracket.decide({i: by_ident[self.by_name[bracket.number, i].ident] for i in bracket.round})
-        live = {self.by_name[b.number, i].ident for b in self.race.brackets for i in b.live}
+        live = {self.by_name[b.number, i].ident for b in self.setup.brackets for i in b.live}
         for ident in [ident for ident in self.states if ident not in live]:
             del self.states[ident]
 
@@ -241,9 +259,9 @@ class Runner:
     def _learn(self, goals: Mapping[Any, int], first: int, last: int) -> None:
         """Hand the blocks of some calls to all candidates that have not made them yet."""
         graph = self._graph()
-        places = {call: block_of(self.race.seed, call, len(self._inputs)) for call in range(first, last)}
+        places = {call: block_of(self.setup.seed, call, len(self._inputs)) for call in range(first, last)}
         blocks, new = self._blocks(graph, {block for _, block in places.values()})
-        candidates = {c.ident: c for c in self.race.space.candidates if c.ident in goals}
+        candidates = {c.ident: c for c in self.setup.space.candidates if c.ident in goals}
         classes = graph.hold("search-classes", self.classes)
         keys = {}
         for ident, goal in goals.items():
@@ -252,7 +270,7 @@ class Runner:
                 "search-learn",
                 learn_blocks,
                 self.states[ident],
-                candidates[ident].head,
+                candidates[ident].preprocessing,
                 classes,
                 tuple((call, places[call]) for call in calls),
                 List(*(blocks[places[call][1]] for call in calls)),
@@ -260,7 +278,7 @@ class Runner:
         told = [TaskRef(graph.add("search-said", said, TaskRef(key))) for key in keys.values()]
         read = {block: graph.add("search-tally", tally_of, blocks[block]) for block in blocks}
         summary = graph.add("search-told", collected, List(*told), List(*map(TaskRef, read.values())))
-        keeps = self.race.foundation.scratch is not None
+        keeps = self.setup.foundation.scratch is not None
         kept_blocks = list(new.values()) if keeps else []
         (found, tallies), kept = self._computed(graph, summary, [*keys.values(), *kept_blocks])
         if keeps:
@@ -306,7 +324,7 @@ class Runner:
 
     def _read(self, graph: GraphBuilder, each: Input, make: Any, known: Any, name: str, number: int) -> Any:
         arguments = each.load, each.needs, each.at, make, known
-        folder = self.race.foundation.scratch
+        folder = self.setup.foundation.scratch
         return graph.add_block(
             f"{name}-read", number, read_block, *arguments, folder, self._token, name, number
         )
@@ -315,7 +333,7 @@ class Runner:
 
     def _scored(self, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
         """Score candidates in one reading of the held-out rows, and give their records."""
-        if self.race.foundation.scratch is not None and not self._held:
+        if self.setup.foundation.scratch is not None and not self._held:
             self._hold()
         inputs = self._held_inputs
         if self._held:
@@ -326,15 +344,15 @@ class Runner:
         graph = self._graph()
         graph.tasks.update({} if self._held else self._held_shared)
         n_parts = self._score_parts(len(candidates)) if self._held else 1
-        collect = ScoreAll(self.race.metric, self._scoring)
+        collect = ScoreAll(self.setup.metric, self._scoring)
         keys = []
         for i in range(n_parts):
             part, name = candidates[i::n_parts], "search score" + (f" {i + 1}" if n_parts > 1 else "")
             held = graph.add(
-                "search-compared", collected, *(List(c.head, self.states[c.ident]) for c in part)
+                "search-compared", collected, *(List(c.preprocessing, self.states[c.ident]) for c in part)
             )
             merged = add_scan(graph, inputs, collect, held, name=name, counted=False)
-            keys.append(graph.add("search-scores", _with_tally, TaskRef(merged), self.race.metric))
+            keys.append(graph.add("search-scores", _with_tally, TaskRef(merged), self.setup.metric))
         summary = graph.add("search-told", collected, *map(TaskRef, keys))
         found, _ = self._computed(graph, summary, [])
         scores: dict[Any, Found] = {}
@@ -351,7 +369,7 @@ class Runner:
         """Share the candidates out: blocks that are held cost nothing to go through again."""
         slots = self.place.threads * self.place.workers
         spread = -(-slots // len(self._held))
-        nbytes = held_nbytes(self.race.metric, n_candidates, sum(self._held_lengths))
+        nbytes = held_nbytes(self.setup.metric, n_candidates, sum(self._held_lengths))
         return min(n_candidates, max(spread, -(-nbytes // RANKED_NBYTES)))
 
     def _add_scan_tally(self, tally: Tally) -> None:
@@ -395,7 +413,7 @@ class Runner:
     def _best(self) -> Candidate:
         """Choose the best of each bracket by its last score, and the best of these."""
         best: tuple[float, Candidate] | None = None
-        for bracket in self.race.brackets:
+        for bracket in self.setup.brackets:
             for i, score in bracket.scores().items():
                 if best is None or score > best[0]:
                     best = score, self.by_name[bracket.number, i]
@@ -454,8 +472,8 @@ class Runner:
 
     def _limit(self, ident: Any) -> int:
         """Calls that a candidate can have made by the end of its bracket's round."""
-        candidate = next(c for c in self.race.space.candidates if c.ident == ident)
-        bracket = next(b for b in self.race.brackets if b.number == candidate.bracket)
+        candidate = next(c for c in self.setup.space.candidates if c.ident == ident)
+        bracket = next(b for b in self.setup.brackets if b.number == candidate.bracket)
         return bracket.calls(candidate.number) + bracket.round.get(candidate.number, 0)
 
     def _save(self) -> None:

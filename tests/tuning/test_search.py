@@ -454,6 +454,12 @@ def test_epochs_are_its_own():
         dpipe.fit(dpipe.Search(SGDClassifier(), ALPHAS), DX, DY, epochs=3)
 
 
+def test_ranks_take_no_weights():
+    weights = da.ones(N_BLOCKS * N, chunks=N)
+    with raise_if_computes(), pytest.raises(InputError, match="roc_auc does not take sample_weight"):
+        dpipe.search(SGDClassifier(), ALPHAS, DX, DY, weights, scoring="roc_auc")
+
+
 def test_targets_must_be_there():
     with raise_if_computes(), pytest.raises(InputError, match="y is None"):
         dpipe.search(SGDClassifier(), ALPHAS, DX)
