@@ -42,7 +42,7 @@ def run_here(contender: str, learner: str, epochs: int, folder: Path, *, process
     model = Pipeline([("columns", make_model()[0]), ("learner", LEARNERS[learner])])
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
     ):
