@@ -42,7 +42,7 @@ def run_here(contender: str, learner: str, epochs: int, folder: Path, *, process
     model = Pipeline([("columns", make_model()[0]), ("learner", LEARNERS[learner])])
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -97,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender (3)")
     parser.add_argument("--epochs", type=int, default=5, help="how often the data is seen (5)")
     parser.add_argument("--learner", choices=LEARNERS, default="sgd", help="which learner (%(default)s)")
+    parser.add_argument(
+        "--contenders", default=",".join(CONTENDERS), help="which, the stream first (%(default)s)"
+    )
     parser.add_argument("--only", choices=CONTENDERS, help="run this one here, and print JSON")
     arguments = parser.parse_args(argv)
     folder = arguments.folder or Path(tempfile.gettempdir()) / f"fit_and_score-{arguments.rows}"
@@ -105,14 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for path in made_table(folder, rows=arguments.rows):
         path.read_bytes()  # the first contender must not be the only one to wait for the disk
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(arguments.repeat):
-        for name in CONTENDERS:
+    names = arguments.contenders.split(",")
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(arguments.repeat):
+        for name in names:
             runs[name].append(run_apart(name, arguments.learner, arguments.epochs, folder))
+            print(f"{turn + 1}/{arguments.repeat} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     print(f"{conditions(arguments.rows, arguments.repeat)} {arguments.learner}, {arguments.epochs} epochs.\n")
     print("| contender | median | times as fast | log loss | beside stream |\n|---|---|---|---|---|")
     for name, its_runs in runs.items():
-        print(row(name, its_runs, runs[CONTENDERS[0]]), flush=True)
+        print(row(name, its_runs, runs[names[0]]), flush=True)
     return 0
 
 

@@ -284,7 +284,14 @@ def _columns(block: pa.Table | pd.DataFrame) -> list[tuple[Any, Any]]:
 
 def _numpy_dtypes(block: pa.Table | pd.DataFrame) -> list[Any]:
     if isinstance(block, pa.Table):
-        return [np.dtype(field.type.to_pandas_dtype()) for field in block.schema]
+        # what is no number is told of when its values are looked at, by its name
+        texts = (pa.types.is_dictionary, pa.types.is_string, pa.types.is_large_string)
+        return [
+            np.dtype(object)
+            if any(is_text(field.type) for is_text in texts)
+            else np.dtype(field.type.to_pandas_dtype())
+            for field in block.schema
+        ]
     return list(block.dtypes)
 
 

@@ -57,6 +57,8 @@ def read_csv(
     InputError
         If a column does not exist.
     """
+    if isinstance(columns, str):
+        raise InputError(f"columns is {columns!r}; it must be a list of names, such as [{columns!r}].")
     paths = find_files(source, storage_options or {}, ".csv")
     limit = DEFAULT_BLOCK_NBYTES if block_nbytes is None else parse_bytes(block_nbytes)
     try:
@@ -66,9 +68,10 @@ def read_csv(
             storage_options=storage_options,
             **options,
         )
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, TypeError) as err:
+        cause = err.__cause__ or err
         raise SourceError(
-            f"{paths[0]} cannot be read as CSV: {err}. Check its first lines and the options."
+            f"{paths[0]} cannot be read as CSV with these options: {cause}. Check the options, and its first lines."
         ) from err
     _check_headers(paths, storage_options, options)
     frame = _stamped(frame, storage_options or {})
@@ -162,11 +165,20 @@ def _check_headers(
     paths: Sequence[str], storage_options: dict[str, Any] | None, options: dict[str, Any]
 ) -> None:
     """Compare the first lines of all files, where they are headers: Dask reads only the first file's."""
-    if len(paths) < 2 or {"header", "names", "skiprows", "usecols", "comment"} & options.keys():
+    if len(paths) < 2 or "names" in options or options.get("header", 0) is None:
         return
-    same = {
-        k: options[k] for k in ("sep", "delimiter", "quotechar", "encoding", "compression") if k in options
-    }
+    shaping = (
+        "sep",
+        "delimiter",
+        "quotechar",
+        "encoding",
+        "compression",
+        "header",
+        "skiprows",
+        "usecols",
+        "comment",
+    )
+    same = {k: options[k] for k in shaping if k in options}
 
     def header(path: str) -> list[str]:
         try:

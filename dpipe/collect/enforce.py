@@ -15,6 +15,7 @@ from dask.dataframe.dask_expr.io.io import FromMap
 from dpipe.blocks.table import table_to_pandas
 from dpipe.collect.block_list import BlockList
 from dpipe.collect.contract import Broken, Contract, arrow_rows, complaint, judged
+from dpipe.collect.csv import CsvReader
 from dpipe.collect.files import find_files
 from dpipe.collect.footers import Footer, Listing, read_footers
 from dpipe.collect.parquet import (
@@ -290,13 +291,19 @@ def enforce(frame: dd.DataFrame, contract: Any, policy: Policy) -> dd.DataFrame:
 
 
 def block_labels(frame: dd.DataFrame) -> list[str]:
-    """Name each partition: by file and row groups where it is read straight from Parquet, else by number.
+    """Name each partition: by its part of a file where it is read straight from Parquet or CSV, else by number.
+
+    What others are appended to keeps its name.
 
     Nothing is computed.
     """
     blocks = parquet_blocks(frame)
     if blocks is not None:
         return [block_label(block) for block in blocks]
+    for found in frame.expr.find_operations(FromMap):
+        texts = found.operand("iterables")[0]
+        if isinstance(found.operand("func"), CsvReader) and len(texts) == frame.npartitions:
+            return [f"{block.path}, from byte {block.start:,} on" for block in texts]
     return [f"block {j} of {frame.npartitions}" for j in range(frame.npartitions)]
 
 

@@ -72,13 +72,12 @@ class GraphLoad:
         for key, task in self.tasks.items():
             try:
                 values[key] = task({k: values[k] for k in task.dependencies})
-            except ValueError as err:
+            except Exception as err:
                 explained = _explained(err, self.where)
                 explained.add_note(self._told())
+                if explained is err:  # an error that were its own cause would be followed for ever
+                    raise
                 raise explained from err
-            except Exception as err:
-                err.add_note(self._told())
-                raise
         packed = iter(values[self.output])
         X, y, w = (next(packed) if there else None for there in self.present)
         return checked(Rows(as_block(X), as_target(y), as_target(w)), self.where)
@@ -115,9 +114,9 @@ def _specs(part: Any) -> Iterator[BlockSpec | CsvBlock]:
             yield from _specs(each)
 
 
-def _explained(err: ValueError, where: str) -> Exception:
+def _explained(err: Exception, where: str) -> Exception:
     """Say in short what Dask says at length when a block of CSV is not of the types of the first file's head."""
-    if "Mismatched dtypes" not in str(err):
+    if not isinstance(err, ValueError) or "Mismatched dtypes" not in str(err):
         return err
     types = re.search(r"dtype=\{.*?\}", str(err), re.DOTALL)
     advice = " ".join(types.group().split()) if types else "dtype={name: type}"

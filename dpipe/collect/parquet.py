@@ -225,6 +225,8 @@ def read_parquet(
     """
     if on_corrupt not in ("raise", "skip"):
         raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
+    if isinstance(columns, str):
+        raise InputError(f"columns is {columns!r}; it must be a list of names, such as [{columns!r}].")
     options = storage_options or {}
     paths = find_files(source, options, ".parquet")
     kept = listing if isinstance(listing, Listing) else Listing(listing)

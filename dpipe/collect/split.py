@@ -247,6 +247,8 @@ def _by_hash(
 ) -> tuple[Side, Any]:
     keys = list(frame.columns) if by is None else [by] if isinstance(by, str) else list(by)
     _check_columns(frame, name, keys if stratify is None else [*keys, stratify])
+    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer):
+        raise InputError(f"{name}: random_state must be an integer, got {random_state!r}.")
     side = HashSide(tuple(keys), tuple(shares), int(random_state), stratify)
     if stratify is None:
         return side, None
@@ -273,6 +275,8 @@ def _by_time(frame: dd.DataFrame, name: str, column: str, ends: list[Any], gap: 
         start, stop = (_moment(end, times) for end in ends)
         distance = None if gap is None else pd.Timedelta(gap) if times else float(gap)
         _ = start if distance is None else start - distance
+        if distance is not None and distance < type(distance)(0):
+            raise ValueError("a gap is not negative")
     except (ValueError, TypeError) as err:
         raise InputError(
             f"{name}: {ends[0]!r} and gap={gap!r} do not go with {column!r}, a {dtype}: {err}."

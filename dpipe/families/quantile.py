@@ -341,6 +341,17 @@ def _refine_quantiles(estimator: Estimator, stats: Sequence[Any], meta: Meta) ->
     return fitted
 
 
+def _takes_no_weights(estimator: Estimator) -> bool:
+    """Refuse weights where quantiles would have to follow them."""
+    name, parameter = type(estimator).__name__, "knots" if hasattr(estimator, "knots") else "strategy"
+    if getattr(estimator, parameter) == "uniform" and name == "SplineTransformer":
+        return True
+    raise UnsupportedEstimatorError(
+        f"{name}({parameter}={getattr(estimator, parameter)!r}) cannot be fitted block by block with sample_weight: "
+        "its quantiles are those of rows that count alike. Leave the weights out, or route them to later steps."
+    )
+
+
 add(Quantiles, refined(_refine_quantiles, _rounds, _sample))
 
 # RobustScaler maps moments and extremes as the other scalers do, see `scale`
@@ -356,5 +367,13 @@ add(
     ),
 )
 add(QuantileTransformer, refined(_refine_transformer, _rounds, _sample))
-add(KBinsDiscretizer, refined(_refine_bins, _rounds, _sample, check=_check_bins, output=_binned))
-add(SplineTransformer, refined(_refine_splines, _rounds, _sample, output=_expanded))
+add(
+    KBinsDiscretizer,
+    refined(
+        _refine_bins, _rounds, _sample, check=_check_bins, output=_binned, takes_weights=_takes_no_weights
+    ),
+)
+add(
+    SplineTransformer,
+    refined(_refine_splines, _rounds, _sample, output=_expanded, takes_weights=_takes_no_weights),
+)

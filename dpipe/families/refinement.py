@@ -70,6 +70,10 @@ class Refinements:
             self._fitted[fit.index] = Fitted(stop.value, fit.way)
         except DpipeError:
             raise
+        except ZeroDivisionError as err:
+            raise InputError(
+                f"{fit.name}: the weights of all rows add up to zero. Give at least one that is not."
+            ) from err
         except (ValueError, TypeError) as err:
             raise InputError(f"{fit.name}: {err}") from err
         else:

@@ -43,6 +43,8 @@ def make_workdir(workdir: str | os.PathLike[str]) -> Path:
     InputError
         If it cannot be made or written.
     """
+    if not isinstance(workdir, str | os.PathLike):
+        raise InputError(f"workdir is {workdir!r}; it must be a path.")
     path = Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)

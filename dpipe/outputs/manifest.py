@@ -218,9 +218,16 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"{folder} is a file. Choose another folder.")
     known = (MANIFEST, UNFINISHED)
     others = [p.name for p in folder.iterdir()] if folder.exists() else []
-    if others and not set(known) & set(others) and not overwrite:
-        raise OutputError(f"{folder} holds other files, such as {others[0]}. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    if others and not set(known) & set(others):
+        # also to be overwritten: readers of the folder would be given both
+        raise OutputError(
+            f"{folder} holds other files, such as {others[0]}, which are no result of dpipe. Choose another folder, or "
+            "remove them."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{folder} cannot be made: {err}. Choose a folder that you may write.") from err
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -109,7 +109,7 @@ class Recorded:
         if before:
             changes = _changes(before, now)
             if changes:
-                self._note(f"{self._name}: {changes}; what follows from that is done anew.")
+                self._note(f"{self._name}: {changes}; what followed from that is not used.")
         if self._ledger.pen is not None:
             self._ledger.pen.write(key, json.dumps(now).encode(), what="stage")
 

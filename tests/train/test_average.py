@@ -94,7 +94,7 @@ def test_processes_give_the_same_bits():
     estimator = LEARNERS["classifier"]
     expected = fitted(estimator, DEALS[0])
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         assert_same_weights(fitted(estimator, DEALS[0], client=client), expected)

@@ -104,7 +104,7 @@ def test_processes_give_the_same_bits():
     estimator = LEARNERS["classifier"]
     X, y, _ = data(estimator)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         result = dpipe.fit(
