@@ -75,9 +75,9 @@ def rounds_of(estimator: Estimator) -> int:
 
 def stops_early(estimator: Estimator) -> int | None:
     """Give the rounds without progress after which training ends; None if it does not."""
-    given = estimator.get_params()
     if library_of(estimator) == "xgboost":
-        return given["early_stopping_rounds"]
+        return estimator.early_stopping_rounds
+    given = estimator.get_params()
     aliases = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")
     found = next((given[name] for name in aliases if given.get(name) is not None), None)
     return int(found) if found is not None and int(found) > 0 else None
@@ -115,7 +115,9 @@ class Footprint:
         per_row = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs)
         batch = 2.5 * BATCH_NBYTES
         if library == "lightgbm":
-            return cls(int(binned + per_row + batch), None, 0)
+            # bins are found in a sample of the rows, which Python holds two and a half times
+            sample = 20 * min(estimator.subsample_for_bin, rows) * width
+            return cls(int(max(sample, binned + per_row) + batch), None, 0)
         bins = getattr(estimator, "max_bin", None) or 256
         # first the bins are found, of which labels and weights are there; then gradients and predictions come
         finding = batch + _SUMMARY_NBYTES * width * bins / 256 + rows * _TARGET_NBYTES
@@ -403,6 +405,12 @@ def _refused(estimator: Estimator, parameter: str, value: Any, instead: str) -> 
 
 
 def _check_common(estimator: Estimator) -> dict[str, Any]:
+    # before anything else: XGBoost draws from it whenever it is asked for its parameters
+    if not isinstance(estimator.random_state, int | np.integer | None):
+        raise InputError(
+            f"{type(estimator).__name__}: random_state is a {type(estimator.random_state).__name__}, which could not "
+            "be drawn from again by a run that goes on. Give an integer."
+        )
     given: dict[str, Any] = estimator.get_params()
     if callable(given.get("objective")):
         raise _refused(

@@ -4,6 +4,8 @@ The parameters and the fitted object are those of XGBoost's own scikit-learn int
 """
 
 import os
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -267,7 +269,9 @@ def _explained(estimator: Estimator) -> Iterator[None]:
         yield
     except imported("xgboost").core.XGBoostError as err:
         said = str(err).partition("Stack trace:")[0].strip()
-        said = said.rpartition("] ")[2] if said.startswith("[") else said
+        # without the time and the line of its source; it may list all objectives that there are
+        said = re.sub(r"^(\[[^\]]*\] )?(/\S+:\d+: )?(Check failed: [^:]*: )?", "", said)
+        said = textwrap.shorten(said, 300, placeholder=" ...")
         raise InputError(
             f"{type(estimator).__name__}: {said.rstrip('.')}. Check its parameters and the values of X and y."
         ) from err

@@ -9,6 +9,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from distributed import Client, LocalCluster
 from lightgbm import LGBMClassifier, LGBMRanker, LGBMRegressor
 from numpy.testing import assert_array_equal
@@ -167,6 +168,18 @@ def test_the_last_step_of_a_pipeline():
         expected = clone(model).fit(X, made["y"])
         assert_array_equal(found.predict(X), expected.predict(X))
         np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "estimator", [XGBRegressor(n_jobs=1, n_estimators=5), LGBMRegressor(n_estimators=5, **QUIET)]
+)
+def test_sparse_rows(estimator):
+    made = frame()
+    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), estimator)
+    found = dpipe.fit(model, partitions(made[["n", "yes"]]), partitions(made)["a"].fillna(0))
+    expected = clone(model).fit(made[["n", "yes"]], made["a"].fillna(0))
+    assert scipy.sparse.issparse(expected[0].transform(made[["n", "yes"]]))
+    assert_array_equal(found.predict(made[["n", "yes"]]), expected.predict(made[["n", "yes"]]))
 
 
 def test_names_of_the_columns_that_a_transformer_gives():
@@ -333,7 +346,7 @@ def test_workers_of_a_cluster(estimator):
     X, y = lazy(values()), lazy(two_classes())
     here = dpipe.fit(estimator, X, y)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         there = dpipe.fit(estimator, X, y, client=client)
@@ -448,7 +461,9 @@ def test_targets_and_weights_that_cannot_be_learned_from(make):
 def test_infinity_is_what_xgboost_says_of_it():
     X = values()
     X[5, 2] = np.inf
-    with pytest.raises(InputError, match=r"XGBRegressor: .*inf.*Check its parameters") as found:
+    with pytest.raises(
+        InputError, match=r"XGBRegressor: Input data contains `inf`.*Check its parameters"
+    ) as found:
         dpipe.fit(XGBRegressor(n_jobs=1, n_estimators=2), lazy(X), lazy(numbers()))
     assert "Stack trace" not in str(found.value)
 
@@ -480,6 +495,10 @@ def test_no_rows_at_all():
         ({"estimator": XGBClassifier(), "validation": 1.5}, "must lie between 0 and 1"),
         ({"estimator": XGBClassifier(), "validation": "y"}, r"it must be \(X, y\)"),
         ({"estimator": StandardScaler(), "validation": 0.5}, "not for StandardScaler"),
+        (
+            {"estimator": XGBClassifier(random_state=np.random.RandomState(0))},
+            "random_state is a RandomState",
+        ),
         ({"estimator": XGBClassifier(n_jobs=1, n_estimators=0)}, "n_estimators must be at least 1"),
     ],
 )
