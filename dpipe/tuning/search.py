@@ -236,7 +236,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         train, held = self._sides(source)
         if held.w is not None and held_nbytes(metric, 1, 1):
             raise InputError(
-                f"{metric} does not take sample_weight: pairs of rows are counted, each once. Compare by another metric, "
+                f"{metric} does not take sample_weight: pairs of rows are counted, each once. Compare by another, "
                 "such as neg_log_loss, or give validation=... without weights."
             )
         classes = None if self.classes is None else np.asarray(self.classes)
