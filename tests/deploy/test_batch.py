@@ -302,7 +302,7 @@ def test_two_runs_do_not_write_to_one_destination(bundle, source, scored):
 
 
 def test_a_budget_that_is_too_small_is_refused_with_figures(bundle, source, scored):
-    with pytest.raises(MemoryLimitError, match=r"Scoring needs .*MiB of memory.*the budget is 1\.00 MiB"):
+    with pytest.raises(MemoryLimitError, match=r"Scoring needs .*[MG]iB of memory.*the budget is 1\.00 MiB"):
         score_files(bundle, source, scored, memory="1 MiB")
     assert score_files(bundle, source, scored, memory="8 GiB").n_files == 3
 
