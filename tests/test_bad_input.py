@@ -8,15 +8,23 @@ import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, SGDClassifier
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    OneHotEncoder,
+    RobustScaler,
+    SplineTransformer,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 
 import dpipe
 from dpipe.errors import (
     BlockMismatchError,
+    ContractError,
     InputError,
     MemoryLimitError,
+    OutputError,
     SourceError,
     UnsupportedEstimatorError,
 )
@@ -189,3 +197,72 @@ def test_unknown_categories_are_refused_as_scikit_learn_does(frame):
     other = pd.DataFrame({"s": ["u", "w"]})
     with pytest.raises(ValueError, match="unknown categories"):
         dpipe.transform(fitted, other)
+
+
+@pytest.mark.parametrize("scaler", [StandardScaler(), RobustScaler(), KBinsDiscretizer()], ids=repr)
+def test_a_text_column_of_a_file_is_named(scaler, tmp_path):
+    pd.DataFrame({"colour": ["red", "blue"] * 10}).to_parquet(tmp_path / "0.parquet", index=False)
+    with pytest.raises(InputError, match="Column 'colour' is not numeric: its type is string"):
+        dpipe.fit(scaler, dpipe.read_parquet(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        KBinsDiscretizer(2, quantile_method="averaged_inverted_cdf", subsample=None),
+        SplineTransformer(knots="quantile"),
+    ],
+    ids=repr,
+)
+def test_weights_that_quantiles_would_have_to_follow_are_refused(estimator):
+    X = pd.DataFrame({"a": np.arange(10.0)})
+    with pytest.raises(UnsupportedEstimatorError, match="with sample_weight: its quantiles"):
+        dpipe.fit(estimator, X, None, X["a"] + 1)
+
+
+def test_weights_of_text_and_weights_of_nothing():
+    rows = dd.from_pandas(
+        pd.DataFrame({"a": np.arange(10.0), "s": list("ab") * 5, "y": [0, 1] * 5}), npartitions=2
+    )
+    with pytest.raises(InputError, match="sample_weight is of type"):
+        dpipe.fit(LogisticRegression(), rows[["a"]], rows["y"], rows["s"])
+    with pytest.raises(InputError, match="LogisticRegression: the weights of all rows add up to zero"):
+        dpipe.fit(LogisticRegression(), rows[["a"]], rows["y"], rows["a"] * 0)
+
+
+def test_an_error_of_a_block_is_raised_once_by_a_cluster(tmp_path):
+    """It was its own cause: what follows causes did so for ever."""
+    for i in range(3):
+        pd.DataFrame({"a": np.arange(5.0)}).to_parquet(tmp_path / f"{i}.parquet", index=False)
+
+    def run(way):
+        pipe = dpipe.Pipeline("caused", workdir=tmp_path / "run")
+        pipe.train(
+            StandardScaler(), pipe.collect(str(tmp_path / "*.parquet"), schema="infer", on_violation=way)
+        )
+        pipe.run(progress=False)
+
+    run("raise")
+    pd.DataFrame({"a": ["1", "oops"]}).to_parquet(tmp_path / "2.parquet", index=False)
+    with pytest.raises(ContractError, match="string that cannot be cast to double unchanged"):
+        run("coerce")
+
+
+def test_a_folder_of_other_files_is_not_written_into(tmp_path):
+    rows = dd.from_pandas(pd.DataFrame({"a": range(4)}), npartitions=2)
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(OutputError, match=r"holds other files, such as other\.parquet, which are no result"):
+        dpipe.write_parquet(rows, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"random_state": "x"}, "random_state must be an integer, got 'x'"),
+        ({"time": "a", "test_from": 3, "gap": -1}, "a gap is not negative"),
+    ],
+)
+def test_split_refuses(options, says):
+    rows = dd.from_pandas(pd.DataFrame({"a": range(4)}), npartitions=2)
+    with pytest.raises(InputError, match=says):
+        dpipe.split(rows, **options)

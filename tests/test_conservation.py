@@ -53,6 +53,7 @@ def test_every_stage_tells_its_rows_also_where_all_is_on_record(files, tmp_path,
     chosen = without_first_days(whole)
     on_a_side = len(chosen) if "by" in ways else int((chosen["day"] != 4).sum())
     first = counts(build(files, tmp_path / "run", **ways).run(progress=False))
+    assert first[0] == (len(whole), len(whole))
     again = counts(build(files, tmp_path / "run", **ways).run(progress=False))
     assert first == again
     assert first[1] == (len(whole), len(chosen))
@@ -148,3 +149,16 @@ def test_blocks_that_are_read_in_random_order_are_told_in_theirs(model, epochs, 
 
 def without_the_first(block):
     return block.iloc[1:]
+
+
+def test_an_appended_csv_file_under_a_contract_costs_itself_alone(files, tmp_path):
+    def read():
+        pipe = dpipe.Pipeline("appended", workdir=tmp_path / "run")
+        rows = pipe.collect(str(files / "*.csv"), schema="infer")
+        pipe.train(LinearRegression(), pipe.preprocess(rows, without_first_days), target="y")
+        run = RunRecord.read(pipe.run(progress=False).workdir / "run.json")
+        return [one.n_blocks - one.n_recalled for one in run.passes], run.stages[0].rows_out
+
+    assert read() == ([3], 120)
+    (files / "3.csv").write_text((files / "2.csv").read_text())
+    assert read() == ([1], 160)

@@ -301,7 +301,7 @@ def test_a_second_run_reads_nothing_and_an_appended_file_alone(tmp_path, capsys)
     assert appended.model[-1].coef_.tobytes() == wanted[-1].coef_.tobytes()
     assert RunRecord.read(appended.workdir / "run.json").notes == (
         "train: 3 of 4 blocks of pass 1 on record.",
-        "validate: the model changed; what follows from that is done anew.",
+        "validate: the model changed; what followed from that is not used.",
     )
 
 

@@ -250,6 +250,8 @@ def _fill_named(
         return _fill(out, column, missing, shift)
     except (TypeError, ValueError, pa.ArrowException) as err:
         kind = column.type if isinstance(column, pa.ChunkedArray) else column.dtype
+        if isinstance(kind, pa.DictionaryType):  # so texts are held here
+            kind = kind.value_type
         raise InputError(
             f"Column {name!r} is not numeric: its type is {kind}. "
             "Encode it first (OneHotEncoder, OrdinalEncoder), or leave it out."

@@ -244,6 +244,8 @@ def _open_frame(X: dd.DataFrame, y: Any, w: Any) -> Source:
     if not frame.shape[1]:
         raise InputError("X has no columns. Choose at least one.")
     _check_names(frame)
+    if w is not None and not pd.api.types.is_numeric_dtype(getattr(w, "dtype", np.float64)):
+        raise InputError(f"sample_weight is of type {w.dtype}; it must hold numbers.")
     direct = _direct_loads(X, y, w, list(frame.columns))
     if direct is not None:
         schema = direct[0].reader.schema

@@ -101,6 +101,12 @@ def with_rows(stage: Stage, record: StageRecord, told: Told, rows: Mapping[int, 
     rows : mapping of int to int
         Rows of collections by their `id`, as far as passes have counted them.
     """
+    if stage.kind == "collect":
+        n_out = rows.get(id(stage.outputs[0]))
+        n_in = n_out
+        if record.rows_out is not None or n_out is None:
+            return record
+        return replace(record, rows_in=n_in, rows_out=n_out, note=f"{record.note}, {n_out:,} rows")
     if stage.kind == "preprocess":
         joined = next(
             (longest(told, name) for name in told if name.startswith(f"{stage.name}: merge on")), None
@@ -122,6 +128,13 @@ def with_rows(stage: Stage, record: StageRecord, told: Told, rows: Mapping[int, 
         rows_in=record.rows_in if n_in is None else n_in,
         rows_out=record.rows_out if n_out is None else n_out,
     )
+
+
+def rows_taken(stage: Stage, told: Told) -> int | None:
+    """Count the rows that came into a lazy stage; None if no pass has told of them."""
+    if stage.kind == "split":
+        return _total(told, stage.name, "rows")
+    return _total(told, f"{stage.name}: in", "rows") if stage.kind == "preprocess" else None
 
 
 def _total(told: Told, name: str, about: str) -> int | None:

@@ -16,7 +16,7 @@ from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
-from dpipe.pipeline.conservation import check_flows, with_rows
+from dpipe.pipeline.conservation import check_flows, rows_taken, with_rows
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
@@ -98,6 +98,10 @@ class Runner:
             sides = [self.rows.get(id(side)) for side in stage.outputs]
             if stage.kind == "split" and None not in sides and not stage.settings["drops"]:
                 self.rows.setdefault(id(stage.inputs[0]), sum(n for n in sides if n is not None))
+        for stage in self.pipe.stages:  # what a later stage took is what the one before it gave
+            taken = rows_taken(stage, self.session.flows)
+            if taken is not None and stage.inputs:
+                self.rows.setdefault(id(stage.inputs[0]), taken)
         self.session.stages[:] = [
             with_rows(stage, record, self.session.flows, self.rows)
             for stage, record in zip(self.pipe.stages, self.session.stages, strict=True)
@@ -108,7 +112,7 @@ class Runner:
         rows = None if source.may_skip else source.n_rows  # what can be left out is counted when it is read
         if rows is not None:
             self.rows[id(stage.outputs[0])] = rows
-        return rows, rows, f"{stage.says}, {format_rows(rows)} rows"
+        return rows, rows, stage.says if rows is None else f"{stage.says}, {format_rows(rows)} rows"
 
     def _split(self, stage: Stage) -> tuple[int | None, int | None, str]:
         return self.rows.get(id(stage.inputs[0])), None, ""
