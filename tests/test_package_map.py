@@ -1,6 +1,8 @@
 """The package map, public names in recipes, sizes and docstrings; then the checks themselves."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -202,3 +204,10 @@ def test_missing_documentation_is_found(source, found):
     lines = undocumented(module)
     assert len(lines) == bool(found)
     assert found in "".join(lines)
+
+
+def test_importing_dpipe_loads_no_heavy_library_that_it_may_not_need():
+    heavy = ("torch", "polars", "skops", "xgboost", "lightgbm", "optuna", "pandera", "s3fs")
+    script = f"import sys, dpipe; print(*[name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

@@ -3,8 +3,8 @@
 import json
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-import skops.io
 from sklearn.exceptions import InconsistentVersionWarning
 
 from dpipe.errors import BundleError
@@ -43,9 +43,16 @@ _SAFE_TYPES = frozenset(
 )
 
 
+def skops_io() -> Any:
+    """Give skops, imported when it is first needed: it looks through all of scikit-learn, and so imports torch."""
+    import skops.io
+
+    return skops.io
+
+
 def unknown_types(content: bytes, trusted: Sequence[str] = ()) -> list[str]:
     """List the types in a skops file that are neither trusted nor known to be harmless."""
-    used = skops.io.get_untrusted_types(data=content)
+    used = skops_io().get_untrusted_types(data=content)
     return [name for name in used if name not in _SAFE_TYPES and name not in trusted]
 
 
@@ -70,8 +77,8 @@ def dump_model(model: Estimator) -> bytes:
     """
     name = type(model).__name__
     try:
-        content = bytes(skops.io.dumps(model))
-        used = skops.io.get_untrusted_types(data=content)
+        content = bytes(skops_io().dumps(model))
+        used = skops_io().get_untrusted_types(data=content)
     except Exception as err:
         raise BundleError(
             f"skops cannot keep this {name}: {type(err).__name__}: {err} Leave that part out of the model."
@@ -103,7 +110,7 @@ def open_model(content: bytes, trusted: Sequence[str], where: str) -> Estimator:
         If it is no skops file, or needs what is not trusted or cannot be imported.
     """
     try:
-        used = skops.io.get_untrusted_types(data=content)
+        used = skops_io().get_untrusted_types(data=content)
     except Exception as err:
         raise BundleError(
             f"The model of {where} is not a skops file: {type(err).__name__}: {err}. Nothing of it was run; "
@@ -124,7 +131,7 @@ def _opened(content: bytes, trusted: Sequence[str], where: str) -> Estimator:
         with warnings.catch_warnings():
             # a bundle says this once, for the whole model
             warnings.simplefilter("ignore", InconsistentVersionWarning)
-            return skops.io.loads(content, trusted=list(trusted))
+            return skops_io().loads(content, trusted=list(trusted))
     except (ImportError, AttributeError) as err:
         extra = next((name for name in ("xgboost", "lightgbm") if name in str(err)), None)
         package = "its package" if extra is None else f"it, with pip install 'dpipe[{extra}]'"

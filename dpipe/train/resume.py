@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import skops.io
-
 from dpipe.collect.source import Source
 from dpipe.families.compose import Walk
 from dpipe.families.epochs import Epochs
-from dpipe.families.model_file import open_model, unknown_types
+from dpipe.families.model_file import open_model, skops_io, unknown_types
 from dpipe.ledger.book import Ledger, Reading
 from dpipe.planner import needs_places
 from dpipe.run.recorded import Recorded
@@ -43,7 +41,7 @@ def freeze(learner: tuple[Any, Any]) -> bytes:
         If it holds objects of other classes than its own which nobody knows to be harmless: it could not be read back.
     """
     try:
-        content = bytes(skops.io.dumps(learner[0]))
+        content = bytes(skops_io().dumps(learner[0]))
     except Exception as err:
         raise TypeError(f"a {type(learner[0]).__name__} cannot be kept: {err}") from err
     if unknown := unknown_types(content, _own(learner[0])):
