@@ -28,6 +28,8 @@ from dpipe.families.registry import INFINITE, Estimator, Meta, Refinement, Round
 #: The first interval of exponents, and its nodes; then the width of the later ones.
 _FIRST, _NODES, _LATER = (-3.0, 5.0), 17, (0.25, 0.004)
 _MOST_MOVES = 40
+#: Relative to the mean; below it, rounding is seen in the likelihood.
+_LEAST_SPREAD = 1e-11
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,16 @@ class Powers:
 
     method: str
     exponents: tuple[tuple[float, ...], ...]
+    bare: tuple[bool, ...] = ()
+    """Columns without negative values leave out the constant of the transform, beside which strong powers vanish."""
     name: ClassVar[str] = "moments after several powers"
 
     def of(self, X: Block, y: Any = None, w: np.ndarray | None = None) -> Transformed:
         """Read one block."""
         found, logs = [], []
-        for values, exponents in zip(_observed(X), self.exponents, strict=True):
-            made = [_power(self.method, values, exponent) for exponent in exponents]
+        for j, (values, exponents) in enumerate(zip(_observed(X), self.exponents, strict=True)):
+            power = _bare_power if self.bare and self.bare[j] else _power
+            made = [power(self.method, values, exponent) for exponent in exponents]
             found.append(Moments.of(np.column_stack(made) if made else np.empty((len(values), 0))))
             logs.append(_log_sum(self.method, values) if exponents else 0.0)
         return Transformed(tuple(found), np.array(logs))
@@ -73,6 +78,11 @@ def _power(method: str, values: np.ndarray, exponent: float) -> np.ndarray:
     return transform(values, exponent)
 
 
+def _bare_power(method: str, values: np.ndarray, exponent: float) -> np.ndarray:
+    logs = np.log(values) if method == "box-cox" else np.log1p(values)
+    return logs if exponent == 0 else np.exp(exponent * logs) / exponent
+
+
 def _log_sum(method: str, values: np.ndarray) -> float:
     if method == "box-cox":
         return float(np.log(values).sum())
@@ -84,6 +94,12 @@ def _likelihood(found: Transformed, j: int, exponents: np.ndarray) -> np.ndarray
     moments = found.moments[j]
     with np.errstate(divide="ignore", invalid="ignore"):
         return -0.5 * moments.count * np.log(moments.variance) + (exponents - 1) * found.logs[j]
+
+
+def _is_exact(found: Transformed, j: int) -> np.ndarray:
+    """Tell at which exponents the values differ by more than their rounding: strong powers make them all alike."""
+    moments = found.moments[j]
+    return np.asarray(np.sqrt(moments.variance) > _LEAST_SPREAD * np.abs(moments.mean))
 
 
 def _nodes(low: float, high: float) -> np.ndarray:
@@ -116,7 +132,7 @@ def _refine(estimator: Estimator, stats_: Sequence[Any], meta: Meta) -> Refineme
     wanted = [j for j in range(width) if not (estimator.method == "yeo-johnson" and constant[j])]
     intervals = dict.fromkeys(wanted, _FIRST)
     for later in (*_LATER, None):
-        yield from _search(estimator, intervals, lambdas)
+        yield from _search(estimator, intervals, lambdas, tuple((extremes.low >= 0).tolist()))
         if later is not None:
             intervals = {j: (lambdas[j] - later / 2, lambdas[j] + later / 2) for j in wanted}
     fitted = _stand_in(estimator, meta, moments)
@@ -131,7 +147,12 @@ def _refine(estimator: Estimator, stats_: Sequence[Any], meta: Meta) -> Refineme
     return fitted
 
 
-def _search(estimator: Estimator, intervals: dict[int, tuple[float, float]], lambdas: np.ndarray) -> Any:
+def _search(
+    estimator: Estimator,
+    intervals: dict[int, tuple[float, float]],
+    lambdas: np.ndarray,
+    bare: tuple[bool, ...],
+) -> Any:
     """Find the highest place of each column in its interval, which moves as long as that is at an end."""
     intervals = dict(intervals)
     for _ in range(_MOST_MOVES):
@@ -139,9 +160,13 @@ def _search(estimator: Estimator, intervals: dict[int, tuple[float, float]], lam
             return
         nodes = {j: _nodes(*ends) for j, ends in intervals.items()}
         exponents = tuple(tuple(nodes[j].tolist()) if j in nodes else () for j in range(len(lambdas)))
-        (found,) = yield (Powers(estimator.method, exponents),)
+        (found,) = yield (Powers(estimator.method, exponents, bare),)
         for j, (low, high) in list(intervals.items()):
             values = _likelihood(found, j, nodes[j])
+            exact = np.isfinite(values) & _is_exact(found, j)
+            if 2 < exact.sum() < len(values):  # only those exponents that keep the values apart tell anything
+                intervals[j] = float(nodes[j][exact].min()), float(nodes[j][exact].max())
+                continue
             if not np.isfinite(values).all():
                 raise InputError(
                     f"PowerTransformer: the powers of column {j} overflow between {low:g} and {high:g}. Scale it first "

@@ -314,3 +314,19 @@ def test_who_does_not_converge_warns_as_scikit_learn_does(estimator):
 def test_box_cox_names_the_column_that_is_not_positive():
     with pytest.raises(InputError, match="'x0'.*'x1'.*positive"):
         dpipe.fit(PowerTransformer("box-cox"), array_blocks(X, BLOCKS))
+
+
+@pytest.mark.parametrize("low", [43.0, 1000.0, 0.5])
+def test_strong_powers_that_make_all_values_alike_do_not_mislead(low):
+    x = low * (1 + np.random.default_rng(0).gamma(3.0, 0.05, size=(3000, 1)))
+    logs = np.log1p(x.ravel())
+
+    def likelihood(exponent):
+        # without the constant of the transform, beside which strong powers are lost to rounding
+        powers = np.exp(exponent * (logs - logs.mean())) / exponent
+        spread = np.log(powers.var()) + 2 * exponent * logs.mean()
+        return -0.5 * len(logs) * spread + (exponent - 1) * logs.sum()
+
+    found, wanted = dpipe.fit(PowerTransformer(), x), PowerTransformer().fit(x)
+    assert likelihood(found.lambdas_[0]) >= likelihood(wanted.lambdas_[0]) - 1e-6
+    np.testing.assert_allclose(found.lambdas_, wanted.lambdas_, rtol=0.02)
