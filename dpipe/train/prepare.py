@@ -96,7 +96,7 @@ def prepare(
     budget = None if memory is None else parse_bytes(memory)
     own = getattr(estimator, "plan_own_fit", None)
     if own is not None:
-        if seen != Epochs.of(1) or validation is not None or qid is not None:
+        if epochs != 1 or validation is not None or qid is not None:
             raise InputError(
                 f"epochs, validation and qid are not for a {type(estimator).__name__}: max_iter says how long its "
                 "candidates learn, and test_size what they are scored on. Leave them out."

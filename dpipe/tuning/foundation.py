@@ -44,6 +44,10 @@ class SearchedLearner(BaseEstimator):  # type: ignore[misc]
 class SearchedClassifier(ClassifierMixin, SearchedLearner):  # type: ignore[misc]
     """The same, for candidates that must know their classes first."""
 
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None) -> "SearchedClassifier":
+        """Do nothing, but say that classes are wanted."""
+        return self
+
 
 class SearchedRegressor(RegressorMixin, SearchedLearner):  # type: ignore[misc]
     """The same, for candidates that learn from numbers."""

@@ -2,7 +2,7 @@
 
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from dpipe.blocks.flows import Flow
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.scratch import ScratchBlock
@@ -48,6 +49,11 @@ class Ready:
 
     block: Rows | ScratchBlock
     tally: Tally
+
+    @property
+    def flows(self) -> Mapping[str, Flow]:
+        """What was counted when the block was read."""
+        return self.tally.flows
 
     def rows(self) -> Rows:
         """Give the rows; those in scratch are mapped."""

@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import LinearSVC, LinearSVR
 
 import dpipe
-import dpipe.train.fit as fitting
+import dpipe.train.prepare as fitting
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.asking import asking, together
 from tests.helpers import raise_if_computes

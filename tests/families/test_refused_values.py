@@ -144,5 +144,5 @@ def test_nullable_targets_are_floats_as_in_scikit_learn():
 
 def test_gaps_in_front_of_a_learner_name_the_block():
     X = array_blocks(awkward_frame()[["holes"]].to_numpy())
-    with pytest.raises(InputError, match="SGDRegressor, block 1: Input X contains NaN"):
+    with pytest.raises(InputError, match="SGDRegressor, epoch 1, block 1: Input X contains NaN"):
         fit(SGDRegressor(), X, array_blocks(awkward_frame()["plain"].to_numpy()))

@@ -8,6 +8,7 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import scipy.sparse
 from distributed import Client, LocalCluster
@@ -356,10 +357,11 @@ def test_workers_of_a_cluster(estimator):
 def test_the_plan_tells_what_training_takes():
     X, y = da.random.random((10_000_000, 20), chunks=(100_000, 20)), da.zeros(10_000_000, chunks=100_000)
     with raise_if_computes():
-        roomy = dpipe.plan(XGBRegressor(n_jobs=1, n_estimators=50), X, y, memory="4 GiB")
-        tight = dpipe.plan(XGBRegressor(n_jobs=1, n_estimators=50), X, y, memory="1400 MiB")
+        taken = psutil.Process().memory_info().rss  # by the tests before this one, too
+        roomy = dpipe.plan(XGBRegressor(n_jobs=1, n_estimators=50), X, y, memory=taken + (4 << 30))
+        tight = dpipe.plan(XGBRegressor(n_jobs=1, n_estimators=50), X, y, memory=taken + (1 << 30))
         stopping = XGBRegressor(n_jobs=1, n_estimators=50, early_stopping_rounds=5)
-        watched = dpipe.plan(stopping, X, y, validation=(X, y), memory="4 GiB")
+        watched = dpipe.plan(stopping, X, y, validation=(X, y), memory=taken + (4 << 30))
     assert [step.way for step in roomy.passes] == ["boost"]
     assert "50 boosting rounds" in str(roomy)
     assert "bins are kept in memory" in roomy.passes[0].scratch
