@@ -98,7 +98,8 @@ def learn(
             learn_rows(learner, rows, classes, batch_size)
     except ValueError as err:
         said = textwrap.shorten(str(err), 300, placeholder=" ...")  # scikit-learn may print a whole block
-        raise InputError(f"{where}: {said.rstrip('.')}.{_advice(str(err))}") from err
+        said += "" if said.endswith(".") else "."
+        raise InputError(f"{where}: {said}{_advice(str(err))}") from err
     return learner.set_params(**kept) if kept else learner
 
 
