@@ -17,8 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import read_block
 
 from dpipe.collect.block_list import BlockList
+from dpipe.collect.columns import check_columns, refuse_one_name
 from dpipe.collect.files import Stamp, check_unchanged, find_files, is_remote, retried, scrubbed, stamp_of
-from dpipe.errors import InputError, SourceError
+from dpipe.errors import SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, parse_bytes
 
 
@@ -57,8 +58,7 @@ def read_csv(
     InputError
         If a column does not exist.
     """
-    if isinstance(columns, str):
-        raise InputError(f"columns is {columns!r}; it must be a list of names, such as [{columns!r}].")
+    refuse_one_name(columns)
     paths = find_files(source, storage_options or {}, ".csv")
     limit = DEFAULT_BLOCK_NBYTES if block_nbytes is None else parse_bytes(block_nbytes)
     try:
@@ -77,12 +77,7 @@ def read_csv(
     frame = _stamped(frame, storage_options or {})
     if columns is None:
         return frame
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise InputError(
-            f"There is no column {', '.join(map(repr, missing))} in the source. "
-            f"It has: {', '.join(map(repr, frame.columns))}."
-        )
+    check_columns(columns, frame.columns)
     return frame[list(columns)]
 
 

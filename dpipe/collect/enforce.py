@@ -13,7 +13,6 @@ import pyarrow as pa
 from dask.dataframe.dask_expr.io.io import FromMap
 
 from dpipe.blocks.table import table_to_pandas
-from dpipe.collect.block_list import BlockList
 from dpipe.collect.contract import Broken, Contract, arrow_rows, complaint, judged
 from dpipe.collect.csv import CsvReader
 from dpipe.collect.files import find_files
@@ -22,7 +21,7 @@ from dpipe.collect.parquet import (
     BlockSpec,
     ParquetReader,
     block_limit,
-    blocks_of_file,
+    blocks_of_files,
     may_have_nulls,
     plain_type,
     read_parquet,
@@ -154,16 +153,11 @@ def read_contracted(
     if not _needs_checking(footers, contract, policy):
         return plain
     types = _output_types(contract, footers)
-    limit = block_limit(block_nbytes, None)
-    blocks = [
-        block
-        for path, footer in zip(paths, footers, strict=True)
-        for block in blocks_of_file(path, footer, types, limit)
-    ]
+    blocks = blocks_of_files(paths, footers, types, block_limit(block_nbytes, None))
     texts = tuple(item.name for item in types if pa.types.is_string(item.type))
     reader = CheckedReader(ParquetReader(types, texts, options, on_corrupt), contract, policy)
     meta = table_to_pandas(types.empty_table())
-    return dd.from_map(reader, BlockList(blocks), meta=meta, label="read-contracted", enforce_metadata=False)
+    return dd.from_map(reader, blocks, meta=meta, label="read-contracted", enforce_metadata=False)
 
 
 def _check_footers(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dpipe.blocks.flows import block_name, tell
-from dpipe.blocks.hashes import hashes
+from dpipe.blocks.hashes import checksum, hashes
 from dpipe.collect.exchange import exchanged
 from dpipe.collect.regroup import check_blocks, check_keys
 from dpipe.errors import ConservationError, InputError
@@ -186,7 +186,7 @@ class Join:
         on = self.right_on if self.how == "right" else self.left_on
         if self.how == "outer" and self.left_on != self.right_on:
             return
-        if int(np.add.reduce(hashes(merged[list(on)]), dtype=np.uint64)) != expected.checksum:
+        if checksum(merged[list(on)]) != expected.checksum:
             raise ConservationError(
                 f"{self.name}: {block_name()} has {len(merged):,} rows, as it should, but of other keys than came in. "
                 "Nothing was handed on; report this, with the versions of dask and pandas."
@@ -223,11 +223,11 @@ class Expected:
         first = np.empty(n, dtype=np.int64)  # a row that has each key
         first[number[::-1]] = np.arange(len(number))[::-1]
         keys = hashes(both.iloc[first])
-        checksum = int(np.add.reduce(keys * out.astype(np.uint64), dtype=np.uint64))
+        total = int(np.add.reduce(keys * out.astype(np.uint64), dtype=np.uint64))
         matched = (mine > 0) & (other > 0)
         return cls(
             int(out.sum()),
-            checksum,
+            total,
             int(mine[other == 0].sum()),
             int((mine * (other - 1))[matched].sum()),
             int(other[mine == 0].sum()) if how in ("right", "outer") else 0,

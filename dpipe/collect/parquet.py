@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dpipe.blocks.table import table_to_pandas
 from dpipe.collect.block_list import BlockList
+from dpipe.collect.columns import check_columns, refuse_one_name
 from dpipe.collect.files import UNSTAMPED, Stamp, check_unchanged, find_files, is_remote, retried, scrubbed
 from dpipe.collect.footers import Footer, Listing, parquet_file, read_footers
 from dpipe.errors import InputError, SourceError
@@ -225,8 +226,7 @@ def read_parquet(
     """
     if on_corrupt not in ("raise", "skip"):
         raise InputError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}.")
-    if isinstance(columns, str):
-        raise InputError(f"columns is {columns!r}; it must be a list of names, such as [{columns!r}].")
+    refuse_one_name(columns)
     options = storage_options or {}
     paths = find_files(source, options, ".parquet")
     kept = listing if isinstance(listing, Listing) else Listing(listing)
@@ -237,21 +237,11 @@ def read_parquet(
     types = _with_nullable_floats(types, footers)
     if columns is not None:
         types = _chosen(types, columns)
-    limit = block_limit(block_nbytes, memory)
-    blocks = [
-        block
-        for path, footer in zip(paths, footers, strict=True)
-        for block in blocks_of_file(path, footer, types, limit)
-    ]
+    blocks = blocks_of_files(paths, footers, types, block_limit(block_nbytes, memory))
     texts = tuple(f.name for f in types if pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
     reader = ParquetReader(types, texts, dict(options), on_corrupt)
-    return dd.from_map(
-        reader,
-        BlockList(blocks),
-        meta=types.empty_table().to_pandas(),
-        label="read-parquet",
-        enforce_metadata=False,
-    )
+    meta = types.empty_table().to_pandas()
+    return dd.from_map(reader, blocks, meta=meta, label="read-parquet", enforce_metadata=False)
 
 
 def block_limit(block_nbytes: int | str | None, memory: int | str | None) -> int:
@@ -331,12 +321,7 @@ def may_have_nulls(metadata: Any, name: str) -> bool:
 
 
 def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
-    missing = [name for name in columns if name not in schema.names]
-    if missing:
-        raise InputError(
-            f"There is no column {', '.join(map(repr, missing))} in the source. "
-            f"It has: {', '.join(map(repr, schema.names))}."
-        )
+    check_columns(columns, schema.names)
     return pa.schema([schema.field(name) for name in columns])
 
 
@@ -355,6 +340,14 @@ def _width(kind: pa.DataType) -> int:
     if pa.types.is_primitive(kind):
         return max(kind.bit_width // 8, 1)
     return 8
+
+
+def blocks_of_files(
+    paths: Sequence[str], footers: Sequence[Footer], schema: pa.Schema, limit: int
+) -> BlockList[BlockSpec]:
+    """Join neighbouring row groups of each file to blocks of at most `limit` decoded bytes."""
+    pairs = zip(paths, footers, strict=True)
+    return BlockList(b for path, footer in pairs for b in blocks_of_file(path, footer, schema, limit))
 
 
 def blocks_of_file(path: str, footer: Footer, schema: pa.Schema, limit: int) -> list[BlockSpec]:

@@ -12,7 +12,7 @@ import pandas as pd
 from dask.task_spec import List, Task, TaskRef
 from dask.tokenize import tokenize
 
-from dpipe.blocks.hashes import hashes
+from dpipe.blocks.hashes import checksum, hashes
 from dpipe.blocks.table import to_pandas
 from dpipe.collect.exchange import exchanged
 from dpipe.collect.loads import Graph, Load
@@ -172,8 +172,7 @@ def _joined(pieces: Sequence[Piece], j: int) -> pd.DataFrame:
     whole = [piece.frame for piece in pieces if piece.rows] or [pieces[0].frame]
     frame = pd.concat(whole, ignore_index=True)
     rows = sum(piece.rows for piece in pieces)
-    checksum = sum(piece.checksum for piece in pieces) % 2**64
-    if len(frame) != rows or int(np.add.reduce(hashes(frame), dtype=np.uint64)) != checksum:
+    if len(frame) != rows or checksum(frame) != sum(piece.checksum for piece in pieces) % 2**64:
         raise ConservationError(
             f"repartition: block {j} has {len(frame):,} rows of {rows:,}, or others. Run it again."
         )

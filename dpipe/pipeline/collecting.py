@@ -10,6 +10,7 @@ import dask.array as da
 import dask.dataframe as dd
 import pyarrow as pa
 
+from dpipe.collect.columns import check_columns
 from dpipe.collect.contract import Contract, read_contract, write_contract
 from dpipe.collect.csv import read_csv
 from dpipe.collect.drift import drift
@@ -169,12 +170,7 @@ def _rows_of(frame: dd.DataFrame, *, skips: bool) -> int | None:
 def _chosen(frame: Any, columns: Sequence[str] | None) -> Any:
     if columns is None or not isinstance(frame, dd.DataFrame):
         return frame
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise InputError(
-            f"There is no column {', '.join(map(repr, missing))} in the source. "
-            f"It has: {', '.join(map(repr, frame.columns))}."
-        )
+    check_columns(columns, frame.columns)
     return frame if list(frame.columns) == list(columns) else frame[list(columns)]
 
 

@@ -102,11 +102,10 @@ def with_rows(stage: Stage, record: StageRecord, told: Told, rows: Mapping[int, 
         Rows of collections by their `id`, as far as passes have counted them.
     """
     if stage.kind == "collect":
-        n_out = rows.get(id(stage.outputs[0]))
-        n_in = n_out
-        if record.rows_out is not None or n_out is None:
+        n = rows.get(id(stage.outputs[0]))
+        if record.rows_out is not None or n is None:
             return record
-        return replace(record, rows_in=n_in, rows_out=n_out, note=f"{record.note}, {n_out:,} rows")
+        return replace(record, rows_in=n, rows_out=n, note=f"{record.note}, {n:,} rows")
     if stage.kind == "preprocess":
         joined = next(
             (longest(told, name) for name in told if name.startswith(f"{stage.name}: merge on")), None
@@ -115,7 +114,7 @@ def with_rows(stage: Stage, record: StageRecord, told: Told, rows: Mapping[int, 
             return replace(record, rows_in=joined.total("rows in"), rows_out=joined.total("rows out"))
         n_in, n_out = (_total(told, f"{stage.name}: {which}", "rows") for which in ("in", "out"))
     elif stage.kind == "split":
-        n_in = n_out = _total(told, stage.name, "rows")
+        n_in = _total(told, stage.name, "rows")
         nowhere = _total(told, stage.name, "rows on no side")
         n_out = None if n_in is None or nowhere is None else n_in - nowhere
     else:

@@ -12,7 +12,8 @@ from typing import Any
 from dask.task_spec import DataNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
-from dpipe.blocks.rows import RowsAt
+from dpipe.blocks.flows import Flows, counting
+from dpipe.blocks.rows import Rows, RowsAt
 from dpipe.collect.loads import Graph, Load
 from dpipe.collect.source import Source
 
@@ -60,6 +61,13 @@ class Input:
     at: RowsAt | None
     key: str = ""
     """Fingerprint of the rows, where a ledger is kept."""
+
+
+def loaded(load: Load, inputs: Sequence[Any], at: RowsAt | None, block: int) -> tuple[Rows, Flows]:
+    """Load a block inside of its task; give its rows, and what operations on their way have counted."""
+    with counting(block) as flows:
+        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    return rows, flows
 
 
 def add_inputs(

@@ -6,13 +6,12 @@ from typing import Any
 
 from dask.task_spec import List, TaskRef
 
-from dpipe.blocks.flows import counting
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt
 from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import n_rows, nbytes
 from dpipe.collect.loads import Load, ScratchLoad
-from dpipe.run.graph import GraphBuilder, Input
+from dpipe.run.graph import GraphBuilder, Input, loaded
 
 
 def add_keep(
@@ -64,8 +63,7 @@ def keep_block(
 ) -> ScratchBlock:
     """Load one block and keep what is made of it: a task; `gate` is what it has to wait for."""
     keep_freed()
-    with counting(block) as flows:
-        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    rows, flows = loaded(load, inputs, at, block)
     size = nbytes(rows.X)
     kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows, flows)
     del rows

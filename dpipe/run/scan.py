@@ -7,14 +7,13 @@ from typing import Any
 
 from dask.task_spec import List, TaskRef
 
-from dpipe.blocks.flows import counting
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.table import n_rows
 from dpipe.collect.loads import Load
 from dpipe.errors import LedgerError
 from dpipe.monitor.events import emit
-from dpipe.run.graph import GraphBuilder, Input
+from dpipe.run.graph import GraphBuilder, Input, loaded
 from dpipe.run.pages import FAN_IN, Entry, Pages
 from dpipe.run.state import PassState
 
@@ -164,8 +163,7 @@ def _scan_block(
 ) -> PassState:
     started = time.time()
     keep_freed()
-    with counting(i) as flows:
-        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    rows, flows = loaded(load, inputs, at, i)
     states = collect(rows, known) if n_rows(rows.X) else None
     tally = Tally.of(rows, started, flows)
     del rows

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from dask.task_spec import List, TaskRef
 
-from dpipe.blocks.flows import counting
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.order import Visit, mixed_rows
 from dpipe.blocks.rows import Rows, RowsAt, Tally
@@ -18,7 +17,7 @@ from dpipe.ledger.book import Place
 from dpipe.ledger.codec import decode
 from dpipe.ledger.fingerprint import joined
 from dpipe.monitor.events import emit
-from dpipe.run.graph import GraphBuilder, Input
+from dpipe.run.graph import GraphBuilder, Input, loaded
 from dpipe.run.keep import keep_block
 from dpipe.run.pages import Saving, StreamPages
 
@@ -213,8 +212,7 @@ def _prepare_block(
     started = time.time()
     keep_freed()
     epoch, i = position
-    with counting(i) as flows:
-        rows = load(dict(zip(load.needs, inputs, strict=True)))._replace(at=at)
+    rows, flows = loaded(load, inputs, at, i)
     prepared = prepare(rows, known, position, given) if n_rows(rows.X) else None
     tally = Tally.of(rows, started, {} if epoch else flows)
     del rows
