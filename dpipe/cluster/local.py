@@ -1,10 +1,12 @@
 """Choose where to run: the caller's client, Dask's configured scheduler, or an embedded cluster."""
 
+import asyncio
 import contextlib
 import gc
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from dpipe.sizes import MIB
 
 #: What a worker process takes before it has read anything: Python, Dask, pandas, Arrow, scikit-learn.
 WORKER_RESERVED_NBYTES = 260 * MIB
+#: How often an embedded cluster looks whether the machine's clock was set back.
+CLOCK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,40 @@ def running(place: Place, *, watched: bool = True) -> Iterator[Client | None]:
             silence_logs=logging.CRITICAL,  # what a task raises is raised here, too
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
+        _keeping_time(cluster, client),
     ):
         yield client
+
+
+@contextlib.contextmanager
+def _keeping_time(cluster: Any, client: Any) -> Iterator[None]:
+    watching = asyncio.run_coroutine_threadsafe(_keep_time(cluster, client), cluster.loop.asyncio_loop)
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+async def _keep_time(cluster: Any, client: Any) -> None:
+    """Go on when the machine's clock is set back: Distributed's streams would be silent until it has caught up.
+
+    Their batches wait for a time of day, a few milliseconds ahead (distributed/batched.py). Scheduler and worker of
+    this process have nobody else to notice.
+    """
+    scheduler, before = cluster.scheduler, time.time()
+    while True:
+        await asyncio.sleep(CLOCK_EVERY_S)
+        now = time.time()
+        if now < before:
+            streams = [
+                *scheduler.stream_comms.values(),
+                *scheduler.client_comms.values(),
+                client.scheduler_comm,
+            ]
+            for stream in (*streams, *(worker.batched_stream for worker in cluster.workers.values())):
+                stream.next_deadline = None
+                stream.waker.set()
+        before = now
 
 
 def _dashboard_link() -> str:

@@ -106,6 +106,7 @@ def finish(process: subprocess.Popen) -> Done:
         said, complained = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.communicate()
         raise
     lines = said.splitlines()
     result = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None

@@ -21,16 +21,10 @@ def longer(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def counted(fault):
-    """Count a fault that was survived."""
-    harness.TRIED.faults += 1
-    yield
-    harness.TRIED.survived += 1
-
-
 @pytest.fixture(autouse=True)
-def _counted():
-    yield from counted("one")
+def fault():
+    """Count the fault that a test is about; its report counts those that were survived."""
+    harness.TRIED.faults += 1
 
 
 def test_two_runs_at_once(data, undisturbed, tmp_path):
@@ -73,6 +67,21 @@ def test_a_clock_that_jumps(jump_s, data, undisturbed, tmp_path, monkeypatch):
     time.sleep(0.3 * wanted.seconds)
     clock.write_text(jump_s)
     harness.check(harness.finish(process), wanted.result)
+
+
+@pytest.mark.parametrize("kind", ["stream", longer("fit")])
+def test_a_clock_that_is_set_back_again_and_again(kind, data, undisturbed, tmp_path, monkeypatch):
+    # one of many moments falls between two messages of the embedded cluster, which wait for a time of day
+    clock, new = tmp_path / "clock", tmp_path / "new"
+    clock.write_text("0")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "clock"))
+    monkeypatch.setenv("CLOCK", str(clock))
+    process = harness.start(kind, data, tmp_path / "run")
+    for i in range(1, 101):
+        new.write_text(str(-1000 * i))
+        new.replace(clock)
+        time.sleep(0.02)
+    harness.check(harness.finish(process), undisturbed(kind).result)
 
 
 def changed(path, how):
