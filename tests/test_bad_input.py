@@ -5,10 +5,12 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import (
     KBinsDiscretizer,
     OneHotEncoder,
@@ -206,18 +208,14 @@ def test_a_text_column_of_a_file_is_named(scaler, tmp_path):
         dpipe.fit(scaler, dpipe.read_parquet(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        KBinsDiscretizer(2, quantile_method="averaged_inverted_cdf", subsample=None),
-        SplineTransformer(knots="quantile"),
-    ],
-    ids=repr,
-)
-def test_weights_that_quantiles_would_have_to_follow_are_refused(estimator):
+def test_weights_that_quantiles_cannot_follow():
     X = pd.DataFrame({"a": np.arange(10.0)})
-    with pytest.raises(UnsupportedEstimatorError, match="with sample_weight: its quantiles"):
-        dpipe.fit(estimator, X, None, X["a"] + 1)
+    with pytest.raises(InputError, match="quantile_method=.linear.. takes no sample_weight"):
+        dpipe.fit(KBinsDiscretizer(2, quantile_method="linear"), X, None, X["a"])
+    with pytest.raises(InputError, match="sample_weight holds -3.0, but must be 0 or more"):
+        dpipe.fit(SplineTransformer(knots="quantile"), X, None, X["a"] - 3)
+    with pytest.raises(InputError, match="the weights of all rows add up to zero"):
+        dpipe.fit(SplineTransformer(knots="quantile"), X, None, X["a"] * 0)
 
 
 def test_weights_of_text_and_weights_of_nothing():
@@ -226,7 +224,7 @@ def test_weights_of_text_and_weights_of_nothing():
     )
     with pytest.raises(InputError, match="sample_weight is of type"):
         dpipe.fit(LogisticRegression(), rows[["a"]], rows["y"], rows["s"])
-    with pytest.raises(InputError, match="LogisticRegression: the weights of all rows add up to zero"):
+    with pytest.raises(InputError, match="the weights of all rows add up to zero"):
         dpipe.fit(LogisticRegression(), rows[["a"]], rows["y"], rows["a"] * 0)
 
 
@@ -266,3 +264,23 @@ def test_split_refuses(options, says):
     rows = dd.from_pandas(pd.DataFrame({"a": range(4)}), npartitions=2)
     with pytest.raises(InputError, match=says):
         dpipe.split(rows, **options)
+
+
+@pytest.mark.parametrize(
+    "estimator", [StandardScaler(), Ridge(), GaussianNB(), KMeans(2), LinearRegression()], ids=repr
+)
+def test_weights_that_are_all_zero_are_refused_as_scikit_learn_does(estimator):
+    X, y = np.random.default_rng(0).normal(size=(9, 2)), np.arange(9) % 2
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        estimator.fit(X, y, sample_weight=np.zeros(9))
+    with pytest.raises(InputError, match="the weights of all rows add up to zero"):
+        dpipe.fit(estimator, X, y, sample_weight=np.zeros(9))
+
+
+def test_an_array_of_one_dimension_is_no_table():
+    column = da.from_array(np.arange(9.0), chunks=4)
+    with pytest.raises(
+        InputError, match=r"StandardScaler takes a table, but X is of one dimension.*X\[:, None\]"
+    ):
+        dpipe.fit(StandardScaler(), column)
+    assert dpipe.fit(StandardScaler(), column[:, None]).mean_ == [4.0]

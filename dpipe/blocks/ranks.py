@@ -1,8 +1,8 @@
-"""Order statistics in bounded memory: which value stands at a rank, exactly, in a few readings.
+"""Order statistics in bounded memory: up to which value so many lie, exactly, in a few readings.
 
-The first reading samples each block and gives for every wanted rank an interval that holds it, all but certainly.
-The next one counts what lies below the interval and keeps what lies inside. What would take too much memory is
-thinned out, and gives narrower intervals for one more reading.
+Rows count once each, or by their weights. The first reading samples each block and gives for every wanted value an
+interval that holds it, all but certainly. The next one counts what lies below the interval and keeps what lies
+inside. What would take too much memory is thinned out, and gives narrower intervals for one more reading.
 
 References
 ----------
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import scipy.sparse as sp
 
-from dpipe.blocks.rows import RowsAt
+from dpipe.blocks.rows import RowsAt, checked_weights
 from dpipe.blocks.statistics import first_not_in
 from dpipe.blocks.table import Block, double_columns, n_rows, numbers
 
@@ -40,7 +40,7 @@ class Points:
     pieces: tuple[tuple[np.ndarray, np.ndarray], ...]
     """Values, sorted and distinct, and how many each stands for: whole numbers where they are exact. Both float64."""
     error: float = 0.0
-    """By how many ranks a point may be off."""
+    """How much more than the points say may lie up to one of them: what was thinned out lies before what was kept."""
 
     @classmethod
     def of(cls, values: np.ndarray, weight: float = 1.0) -> Self:
@@ -48,18 +48,18 @@ class Points:
         found, n = np.unique(values, return_counts=True)
         return cls(((found, n * weight),) if len(found) else ())
 
+    @classmethod
+    def weighing(cls, values: np.ndarray, weights: np.ndarray) -> Self:
+        """Add up the weights of distinct values."""
+        return cls((_distinct(values, weights),) if len(values) else ())
+
     @cached_property
     def _joined(self) -> tuple[np.ndarray, np.ndarray]:
         if len(self.pieces) == 1:
             return self.pieces[0]
         values = np.concatenate([np.empty(0), *(values for values, _ in self.pieces)])
         weights = np.concatenate([np.empty(0), *(weights for _, weights in self.pieces)])
-        order = np.argsort(values, kind="stable")  # takes advantage of sorted runs
-        values, weights = values[order], weights[order]
-        first = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else order
-        if len(first) < len(values):
-            values, weights = values[first], np.add.reduceat(weights, first)
-        return values, weights
+        return _distinct(values, weights)
 
     @property
     def values(self) -> np.ndarray:
@@ -95,20 +95,45 @@ class Points:
         """Keep about so many points, evenly by rank, of more than four times as many."""
         if self.n_held <= 4 * most:
             return self
-        group = np.floor(self.ends * (most / self.total))
-        last = np.flatnonzero(np.append(np.diff(group) > 0, True))
-        weights = np.diff(np.concatenate([[0.0], self.ends[last]]))
-        return type(self)(((self.values[last], weights),), self.error + self.total / most)
+        width = self.total / most
+        group = np.floor(self.ends / width)
+        # who stands for much is kept, or what lies before it would be far off
+        kept = np.append(np.diff(group) > 0, True) | (self.weights >= width)
+        weights = np.diff(np.concatenate([[0.0], self.ends[kept]]))
+        error = width + float(self.weights[~kept].max(initial=0.0))
+        return type(self)(((self.values[kept], weights),), self.error + error)
 
-    def around(self, rank: float, margin: float) -> tuple[float, float] | None:
-        """Give the points that enclose a rank, with a margin on both sides; None where there are none."""
+    def around(self, amount: float, margin: float) -> tuple[float, float] | None:
+        """Give the points that enclose where so much lies, with a margin on both sides; None where there are none."""
         if not self.pieces:
             return None
-        reach = margin + self.error + 1
-        low = int(np.searchsorted(self.ends, rank - reach, side="right")) - 1
-        high = int(np.searchsorted(self.ends, rank + reach, side="right"))
+        low = int(np.searchsorted(self.ends, amount - margin - self.error, side="left")) - 1
+        high = int(np.searchsorted(self.ends, amount + margin, side="left"))
         below = -np.inf if low < 0 else float(self.values[low])
         return below, np.inf if high >= len(self.values) else float(self.values[high])
+
+
+def _distinct(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(values, kind="stable")  # takes advantage of sorted runs
+    values, weights = values[order], weights[order]
+    first = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else order
+    if len(first) < len(values):
+        values, weights = values[first], np.add.reduceat(weights, first)
+    return values, weights
+
+
+@dataclass(frozen=True)
+class SampledColumn:
+    """What a sample tells of one column of a block."""
+
+    n_gaps: int
+    low: float = np.nan
+    high: float = np.nan
+    infinite: bool = False
+    points: Points = Points(())
+    n_drawn: float = 0.0
+    whole: bool = True
+    amount: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,11 +143,18 @@ class Sample:
     n_rows: int
     observed: np.ndarray
     """Values that are not missing; int64 of shape (n_columns,)."""
+    amount: np.ndarray
+    """The same, or the sum of their weights; float64."""
     low: np.ndarray
     high: np.ndarray
-    """Extremes, exact; NaN where nothing was observed."""
+    """Extremes of what has a weight, exact; NaN where nothing was observed."""
+    infinite: np.ndarray
+    """Whether a column holds infinity."""
     points: tuple[Points, ...]
-    n_sampled: np.ndarray
+    n_drawn: np.ndarray
+    """How many values a sample of rows that count alike would need for the same precision."""
+    whole: np.ndarray
+    """Whether all values are in the sample."""
     dtype: np.dtype[Any]
     sparse: bool
     n_total: int
@@ -134,10 +166,13 @@ class Sample:
         return type(self)(
             self.n_rows + other.n_rows,
             self.observed + other.observed,
+            self.amount + other.amount,
             np.fmin(self.low, other.low),
             np.fmax(self.high, other.high),
+            self.infinite | other.infinite,
             tuple(joined),
-            self.n_sampled + other.n_sampled,
+            self.n_drawn + other.n_drawn,
+            self.whole & other.whole,
             np.result_type(self.dtype, other.dtype),
             self.sparse,
             max(self.n_total, self.n_rows + other.n_rows),
@@ -150,11 +185,11 @@ class Sample:
 
     def interval(self, j: int, share: float) -> tuple[float, float]:
         """Give an interval that holds a quantile of column `j`, all but certainly."""
-        n, drawn = float(self.observed[j]), float(self.n_sampled[j])
+        n, drawn = float(self.amount[j]), float(self.n_drawn[j])
         found = None
         if drawn:
             spread = 3.6 * np.sqrt(max(share * (1 - share), 1 / drawn) / drawn)
-            found = self.points[j].around(share * n, n * (spread + 2 / drawn))
+            found = self.points[j].around(share * n, n * (spread + 3 / drawn))
         below, above = found or (-np.inf, np.inf)
         if not self.is_complete:
             return below, above
@@ -162,8 +197,7 @@ class Sample:
 
     def is_exact(self, j: int) -> bool:
         """Tell whether all values of a column are in the sample."""
-        whole = self.n_sampled[j] == self.observed[j] and self.points[j].error == 0
-        return bool(whole and self.is_complete)
+        return bool(self.whole[j] and self.points[j].error == 0 and self.is_complete)
 
 
 @dataclass(frozen=True)
@@ -180,7 +214,8 @@ class Sampling:
         """Read one block."""
         chosen = self.chosen(n_rows(X), at)
         dtype, columns = _columns(X)
-        found = [_sample_column(values, gaps, chosen) for values, gaps in columns]
+        w = checked_weights(w)
+        found = [_sample_column(values, gaps, chosen, w) for values, gaps in columns]
         return self.joined(X, found, dtype, at)
 
     def chosen(self, n: int, at: RowsAt | None) -> np.ndarray | None:
@@ -189,18 +224,19 @@ class Sampling:
         strata = np.arange(self.rows) + np.random.default_rng(seed).random(self.rows)
         return None if n <= self.rows else (strata * (n / self.rows)).astype(np.int64)
 
-    def joined(
-        self, X: Block, found: Sequence[tuple[int, float, float, Points, int]], dtype: Any, at: RowsAt | None
-    ) -> Sample:
+    def joined(self, X: Block, found: Sequence[SampledColumn], dtype: Any, at: RowsAt | None) -> Sample:
         """Put the columns of a block together."""
         n = n_rows(X)
         return Sample(
             n,
-            n - np.array([n_gaps for n_gaps, *_ in found], dtype=np.int64),
-            np.array([low for _, low, _, _, _ in found], dtype=np.float64),
-            np.array([high for _, _, high, _, _ in found], dtype=np.float64),
-            tuple(points for _, _, _, points, _ in found),
-            np.array([drawn for *_, drawn in found], dtype=np.int64),
+            n - np.array([column.n_gaps for column in found], dtype=np.int64),
+            np.array([column.amount for column in found], dtype=np.float64),
+            np.array([column.low for column in found], dtype=np.float64),
+            np.array([column.high for column in found], dtype=np.float64),
+            np.array([column.infinite for column in found], dtype=bool),
+            tuple(column.points for column in found),
+            np.array([column.n_drawn for column in found], dtype=np.float64),
+            np.array([column.whole for column in found], dtype=bool),
             dtype,
             bool(sp.issparse(X)),
             n if at is None else at.total,
@@ -208,20 +244,44 @@ class Sampling:
 
 
 def _sample_column(
-    values: np.ndarray, gaps: np.ndarray, rows: np.ndarray | None
-) -> tuple[int, float, float, Points, int]:
-    """Gaps, extremes, sampled points and their number; `values` may be changed."""
+    values: np.ndarray, gaps: np.ndarray, rows: np.ndarray | None, w: np.ndarray | None
+) -> SampledColumn:
+    """Look at one column of a block; `values` may be changed."""
     n_observed = len(values) - len(gaps)
     if not n_observed:
-        return len(gaps), np.nan, np.nan, Points.of(values[:0]), 0
+        return SampledColumn(len(gaps))
     values[gaps] = np.nan
+    if w is not None:
+        return _sample_weighted(values, len(gaps), rows, w)
     drawn = values if rows is None else values[rows]
     if len(gaps):
         drawn = drawn[~np.isnan(drawn)]
         # NaN would hide the extremes, and fmin is many times slower than min
         values[gaps] = values[first_not_in(gaps)]
     points = Points.of(drawn, n_observed / max(len(drawn), 1))
-    return len(gaps), float(values.min()), float(values.max()), points, len(drawn)
+    low, high = float(values.min()), float(values.max())
+    whole = len(drawn) == n_observed
+    return SampledColumn(
+        len(gaps), low, high, bool(np.isinf([low, high]).any()), points, len(drawn), whole, n_observed
+    )
+
+
+def _sample_weighted(
+    values: np.ndarray, n_gaps: int, rows: np.ndarray | None, w: np.ndarray
+) -> SampledColumn:
+    infinite = bool(np.isinf(values).any())
+    counts = ~np.isnan(values) & (w > 0)
+    if not counts.any():
+        return SampledColumn(n_gaps, infinite=infinite)
+    amount, held = float(w[counts].sum()), values[counts]
+    drawn = counts if rows is None else rows[counts[rows]]
+    some, weights = values[drawn], w[drawn]
+    total = float(weights.sum())
+    points = Points.weighing(some, weights if rows is None else weights * (amount / total if total else 1.0))
+    # the size of a sample of equal weights, after Kish (1965)
+    n_drawn = total**2 / float(np.square(weights).sum()) if total else 0.0
+    low, high = float(held.min()), float(held.max())
+    return SampledColumn(n_gaps, low, high, infinite, points, n_drawn, len(some) == len(held), amount)
 
 
 Intervals = tuple[tuple[float, float], ...]
@@ -231,10 +291,10 @@ Intervals = tuple[tuple[float, float], ...]
 class Inside:
     """What lies in an interval of a column: exact counts, and the values if they are few."""
 
-    n_below: int
-    n_low: int
-    """Values that equal the lower end."""
-    n_high: int
+    n_below: float
+    n_low: float
+    """Values that equal the lower end, or their weight."""
+    n_high: float
     """Values that equal the upper end, if that is another."""
     points: Points
     """What lies strictly between the ends."""
@@ -300,11 +360,12 @@ class Within:
         found, sampled = [], []
         dtype, columns = _columns(X)
         chosen = None if self.sampling is None else self.sampling.chosen(n_rows(X), at)
+        w = checked_weights(w)
         for (values, gaps), intervals in zip(columns, self.intervals, strict=True):
             if self.sampling is not None:
-                sampled.append(_sample_column(values, gaps, chosen))
+                sampled.append(_sample_column(values, gaps, chosen, w))
             values[gaps] = np.nan
-            found.append(_inside(values, intervals))
+            found.append(_inside(values, intervals) if w is None else _weight_inside(values, w, intervals))
         sample = None if self.sampling is None else self.sampling.joined(X, sampled, dtype, at)
         return Found(_thinned(found), sample)
 
@@ -322,6 +383,23 @@ def _inside(values: np.ndarray, intervals: Intervals) -> list[Inside]:
         n_below = int(np.count_nonzero(below))
         inner = _slice(picked, low, high)
         found.append(Inside(n_below, inner.n_low, inner.n_high, inner.points))
+    return found
+
+
+def _weight_inside(values: np.ndarray, w: np.ndarray, intervals: Intervals) -> list[Inside]:
+    counts = ~np.isnan(values) & (w > 0)
+    values, w = values[counts], w[counts]
+    order = np.argsort(values)
+    values, w = values[order], w[order]
+    ends = np.concatenate([[0.0], np.cumsum(w)])
+    found = []
+    for low, high in intervals:
+        first, last = np.searchsorted(values, [low, high], side="left")
+        after_low, after_high = np.searchsorted(values, [low, high], side="right")
+        at_high = 0.0 if low == high else w[last:after_high].sum()
+        between = slice(after_low, max(last, after_low))
+        points = Points.weighing(values[between], w[between])
+        found.append(Inside(float(ends[first]), float(w[first:after_low].sum()), float(at_high), points))
     return found
 
 
@@ -354,38 +432,38 @@ def first_look(sample: Sample, shares: Sequence[float]) -> Within:
 
 
 def select(
-    sample: Sample, ranks: Sequence[Sequence[int]], looked: tuple[Within, Found] | None = None
-) -> Generator[tuple[Any, ...], Sequence[Any], list[dict[int, float]]]:
-    """Find the values at some ranks of each column, counted from 0; a refinement, see `registry.Way`.
+    sample: Sample, amounts: Sequence[Sequence[float]], looked: tuple[Within, Found] | None = None
+) -> Generator[tuple[Any, ...], Sequence[Any], list[dict[float, float]]]:
+    """Find in each column the least values up to which so much lies; a refinement, see `registry.Way`.
 
     Parameters
     ----------
     sample : Sample
         Of all blocks.
-    ranks : for each column, ranks below its number of observed values
+    amounts : for each column, numbers of values, or their weights
+        More than 0, up to all that the sample has counted. The value at rank r, counted from 0, is that of r + 1.
     looked : (Within, Found), optional
         What a `first_look` has found.
 
     Returns
     -------
     list of dict
-        For each column, its ranks and what stands there.
+        For each column, its amounts and the values.
     """
-    known: list[dict[int, float]] = [{} for _ in ranks]
-    places: list[dict[int, tuple[float, float]]] = []
-    for j, wanted in enumerate(ranks):
+    known: list[dict[float, float]] = [{} for _ in amounts]
+    places: list[dict[float, tuple[float, float]]] = []
+    for j, wanted in enumerate(amounts):
         ends = float(sample.low[j]), float(sample.high[j])
         places.append(dict.fromkeys(wanted, ends))
         if sample.is_exact(j):
-            known[j] = {rank: _value_at(sample.points[j], rank) for rank in wanted}
+            known[j] = {amount: _value_at(sample.points[j], amount) for amount in wanted}
             places[j] = {}
         elif looked is not None:
             places[j] = _looked_up(places[j], looked[0].intervals[j], looked[1].inside[j], known[j], ends)
-        n = max(int(sample.observed[j]), 1)
-        for rank, place in places[j].items():
-            low, high = sample.interval(j, (rank + 0.5) / n)
+        for amount, place in places[j].items():
+            low, high = sample.interval(j, min(amount / sample.amount[j], 1.0))
             if place[0] <= low <= high <= place[1]:
-                places[j][rank] = low, high
+                places[j][amount] = low, high
     while any(places):
         intervals = tuple(_joined(list(wanted.values())) for wanted in places)
         (found,) = yield (Within(intervals),)
@@ -396,28 +474,30 @@ def select(
 
 
 def _looked_up(
-    places: dict[int, tuple[float, float]],
+    places: dict[float, tuple[float, float]],
     intervals: Intervals,
     inside: Sequence[Inside],
-    known: dict[int, float],
+    known: dict[float, float],
     ends: tuple[float, float],
-) -> dict[int, tuple[float, float]]:
-    """Enter the values that a reading has found, and give narrower intervals for the ranks that are left."""
+) -> dict[float, tuple[float, float]]:
+    """Enter the values that a reading has found, and give narrower intervals for the amounts that are left."""
     left = {}
     starts = np.array([each.n_below for each in inside])
-    for rank in places:
-        # the last interval that begins at or below the rank, so that what is missed lies to its right
-        at = max(int(np.searchsorted(starts, rank, side="right")) - 1, 0)
-        value, narrower = _look_up(rank, intervals[at], inside[at], ends)
+    for amount in places:
+        # the last interval with less below it, so that what is missed lies to its right
+        at = max(int(np.searchsorted(starts, amount, side="left")) - 1, 0)
+        value, narrower = _look_up(amount, intervals[at], inside[at], ends)
         if narrower is None:
-            known[rank] = value
+            known[amount] = value
         else:
-            left[rank] = narrower
+            left[amount] = narrower
     return left
 
 
-def _value_at(points: Points, rank: int) -> float:
-    return float(points.values[np.searchsorted(points.ends, rank, side="right")])
+def _value_at(points: Points, amount: float) -> float:
+    # weights that are added up in another order may fall short of all of them, in their last digits
+    at = int(np.searchsorted(points.ends, amount, side="left"))
+    return float(points.values[min(at, len(points.values) - 1)])
 
 
 def _joined(intervals: list[tuple[float, float]]) -> Intervals:
@@ -432,21 +512,21 @@ def _joined(intervals: list[tuple[float, float]]) -> Intervals:
 
 
 def _look_up(
-    rank: int, interval: tuple[float, float], inside: Inside, ends: tuple[float, float]
+    amount: float, interval: tuple[float, float], inside: Inside, ends: tuple[float, float]
 ) -> tuple[float, tuple[float, float] | None]:
-    """Give the value at a rank; or, if it is not known yet, a narrower interval for it."""
+    """Give the value up to which so much lies; or, if it is not known yet, a narrower interval for it."""
     low, high = interval
-    place = rank - inside.n_below
-    if place < 0:
+    place = amount - inside.n_below
+    if place <= 0:
         return np.nan, (ends[0], low)
-    if place < inside.n_low:
+    if place <= inside.n_low:
         return low, None
     place -= inside.n_low
-    if place < inside.points.total:
+    if place <= inside.points.total:
         if not inside.points.error:
             return _value_at(inside.points, place), None
         below, above = inside.points.around(place, 0.0) or interval
         return np.nan, (max(below, low), min(above, high))
-    if place - inside.points.total < inside.n_high:
+    if place - inside.points.total <= inside.n_high or high >= ends[1]:
         return high, None
     return np.nan, (high, ends[1])

@@ -62,6 +62,25 @@ def as_target(values: Any) -> np.ndarray | None:
     raise InputError(f"y is a {type(values).__name__}; it must be a column, a series or an array.")
 
 
+def checked_weights(w: np.ndarray | None) -> np.ndarray | None:
+    """Give weights as float64, none of them negative.
+
+    Raises
+    ------
+    InputError
+        If there is a negative weight, or one is missing.
+    """
+    if w is None:
+        return None
+    w = np.asarray(w, dtype=np.float64)
+    if len(w) and not w.min() >= 0:
+        raise InputError(
+            f"sample_weight holds {w.min()}, but must be 0 or more where rows are drawn or ranked by their weights. "
+            "Give other weights, or leave those rows out."
+        )
+    return w
+
+
 def checked(rows: Rows, where: str) -> Rows:
     """Check that a block's X, y and weights have as many rows as each other."""
     n = n_rows(rows.X)
@@ -103,14 +122,26 @@ class Tally:
     """Blocks that were not read: what they give was on record."""
     flows: Mapping[str, Flow] = field(default_factory=dict)
     """What operations on the way of the blocks have counted, by their names."""
+    weighs: bool | None = None
+    """Whether the weight of any row is not zero; None if rows have no weights."""
 
     @classmethod
     def of(cls, rows: Rows, started: float, flows: Mapping[str, Flow] | None = None) -> Self:
         """Tally one block whose work began at `started`."""
         now = time.time()
         n = n_rows(rows.X)
+        weighs = None if rows.w is None else bool(np.any(rows.w))
         return cls(
-            1, n, nbytes(rows.X), now - started, started, now, peak_nbytes(), lengths=(n,), flows=flows or {}
+            1,
+            n,
+            nbytes(rows.X),
+            now - started,
+            started,
+            now,
+            peak_nbytes(),
+            lengths=(n,),
+            flows=flows or {},
+            weighs=weighs,
         )
 
     def merge(self, other: Self) -> Self:
@@ -126,6 +157,7 @@ class Tally:
             lengths=self.lengths + other.lengths,
             n_recalled=self.n_recalled + other.n_recalled,
             flows=merged(self.flows, other.flows),
+            weighs=other.weighs if self.weighs is None else self.weighs or bool(other.weighs),
         )
 
     def in_order(self, blocks: Sequence[int]) -> Self:

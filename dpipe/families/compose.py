@@ -192,10 +192,12 @@ def _in_its_dimensions(way: Way, source: Expression, meta: Meta, name: str) -> E
             f"{name}: a column that is named without a list is a series, but columns are needed. Write "
             f"{_listed(source, meta)}."
         )
-    if meta.one_dimensional and meta.frame is None and meta.dtype.kind in "OSU" and not way.one_dimensional:
+    if meta.one_dimensional and not way.one_dimensional:
+        texts = meta.frame is None and meta.dtype.kind in "OSU"
+        what = "one column of texts, lists or records" if texts else "of one dimension"
         raise InputError(
-            f"{name} takes a table, but X is one column of texts, lists or records; it must be a Dask DataFrame or "
-            "Array, a pandas DataFrame or a NumPy array of two dimensions."
+            f"{name} takes a table, but X is {what}; it must be a Dask DataFrame or Array, a pandas DataFrame or a "
+            "NumPy array of two dimensions, as X[['a']] or X[:, None] is."
         )
     return source
 

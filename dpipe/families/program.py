@@ -293,6 +293,10 @@ def finish_pass(step: ProgramPass, known: Known, collected: PassState | None) ->
     states: Sequence[Any] = ()
     if collected is not None:
         states = states_of(collected, "fit")
+        if collected.tally.weighs is False and step.every == 1:
+            raise InputError(
+                "sample_weight: the weights of all rows add up to zero. Give at least one that is not."
+            )
         known = replace(known, tallies=(*known.tallies, collected.tally))
     return finish_fits(step, known, states)
 

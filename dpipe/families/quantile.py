@@ -14,9 +14,9 @@ import scipy.sparse as sp
 from scipy import stats as distributions
 from sklearn.base import BaseEstimator, clone
 from sklearn.preprocessing import KBinsDiscretizer, QuantileTransformer, RobustScaler, SplineTransformer
-from sklearn.utils import resample
+from sklearn.utils import check_random_state, resample
 
-from dpipe.blocks.picked import Pick, Picked
+from dpipe.blocks.picked import BlockWeights, Draw, Pick, Picked, WeighBlocks
 from dpipe.blocks.ranks import Sample, Sampling, first_look, select
 from dpipe.blocks.table import Block, owned_numbers
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -57,32 +57,34 @@ _CONTINUOUS = {
     "median_unbiased": (1 / 3, 1 / 3),
     "normal_unbiased": (3 / 8, 3 / 8),
 }
+#: The methods that are defined for rows that count by their weights.
+_WEIGHTED = ("averaged_inverted_cdf", "inverted_cdf")
 MEDIAN: Cut = (0.5, "median")
 
 
-def quantiles(sample: Sample, cuts: Sequence[Cut]) -> Asking:
+def quantiles(sample: Sample, cuts: Sequence[Cut], *, weighted: bool = False) -> Asking:
     """Find quantiles of each column, exactly.
 
     Returns
     -------
     numpy.ndarray of shape (len(cuts), n_columns)
-        float64, interpolated as numpy does; NaN where nothing was observed.
+        float64, interpolated as numpy does, or of weighted rows as scikit-learn does; NaN where nothing was observed.
     Sample
         Of all blocks; the first pass may have left some out.
     """
-    looked = None
+    looked, place = None, _weighted_place if weighted else _place
     if not sample.is_complete:
         look = first_look(sample, [q for q, _ in cuts])
         (found,) = yield (look,)
         sample = found.sample
         looked = look, found
-    places = [[_place(int(n), *cut) for cut in cuts] if n else [] for n in sample.observed]
-    ranks = [sorted({rank for low, high, _ in column for rank in (low, high)}) for column in places]
-    found = yield from select(sample, ranks, looked)
+    places = [[place(float(n), *cut) for cut in cuts] if n else [] for n in sample.amount]
+    amounts = [sorted({amount for low, high, _ in column for amount in (low, high)}) for column in places]
+    found = yield from select(sample, amounts, looked)
     out = np.full((len(cuts), len(places)), np.nan)
     for j, column in enumerate(places):
         for i, (low, high, share) in enumerate(column):
-            ends = [sample.dtype.type(found[j][rank]) for rank in (low, high)]
+            ends = [sample.dtype.type(found[j][amount]) for amount in (low, high)]
             out[i, j] = _between(ends[0], ends[1], share)
     return out, sample
 
@@ -95,10 +97,19 @@ def completed(sample: Sample) -> Asking:
     return sample
 
 
-def _place(n: int, q: float, method: str) -> tuple[int, int, float]:
-    """Between which two ranks a quantile lies, and how far from the first; by numpy's definitions."""
+def _weighted_place(total: float, q: float, method: str) -> tuple[float, float, float]:
+    """Give up to which weight a quantile lies, by the definitions of scikit-learn's `_weighted_percentile`."""
+    amount = float(q * total) or np.nextafter(0.0, 1.0)
+    if method == "inverted_cdf":
+        return amount, amount, 0.0
+    # the mean with the next value, where the weight up to this one is no more than that
+    return amount, np.nextafter(amount + np.finfo(np.float64).eps, np.inf), np.nan
+
+
+def _place(n: float, q: float, method: str) -> tuple[float, float, float]:
+    """Give the two ranks that a quantile lies between, from 1 on, and how far from the first, as numpy defines it."""
     if method == "median":
-        return (n - 1) // 2, n // 2, np.nan
+        return (n + 1) // 2, n // 2 + 1, np.nan
     if method == "linear":
         place = (n - 1) * q
     elif method in ("averaged_inverted_cdf", "inverted_cdf"):
@@ -116,7 +127,7 @@ def _place(n: int, q: float, method: str) -> tuple[int, int, float]:
         share = 0.0 if share == 0 else 1.0
     elif method == "closest_observation":
         share = 0.0 if share == 0 and low % 2 == 1 else 1.0
-    return min(max(low, 0), n - 1), min(max(low + 1, 0), n - 1), share
+    return min(max(low, 0), n - 1) + 1, min(max(low + 1, 0), n - 1) + 1, share
 
 
 def _between(low: Any, high: Any, share: float) -> float:
@@ -130,7 +141,7 @@ def _between(low: Any, high: Any, share: float) -> float:
 
 def check_sample(estimator: Estimator, sample: Sample, meta: Meta, *, missing: bool = True) -> None:
     """Refuse infinity, and missing values where they are not allowed."""
-    meta.refuse(np.isinf(sample.low) | np.isinf(sample.high), INFINITE)
+    meta.refuse(sample.infinite, INFINITE)
     if not missing:
         meta.refuse(
             sample.observed < sample.n_rows,
@@ -188,6 +199,19 @@ def _fit_on_sample(estimator: Estimator, n_rows: int, *, replace: bool) -> Askin
     return fitted.set_params(subsample=estimator.subsample)
 
 
+def _fit_on_draws(estimator: Estimator) -> Asking:
+    """Draw the rows by their weights, as scikit-learn would, and have it look at all of them."""
+    blocks: BlockWeights
+    (blocks,) = yield (WeighBlocks(),)
+    if not blocks.total.sum():
+        raise ZeroDivisionError  # the engine says whose weights they are
+    seed = 0 if estimator.random_state is None else estimator.random_state
+    (picked,) = yield (Draw(check_random_state(seed).random_sample(estimator.subsample), blocks),)
+    order = np.argsort(picked.positions)
+    X = picked.X.iloc[order] if isinstance(picked.X, pd.DataFrame) else picked.X[order]
+    return clone(estimator).set_params(subsample=None).fit(X).set_params(subsample=estimator.subsample)
+
+
 def _refine_transformer(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     sample: Sample = stats[0]
     if sample.sparse:
@@ -227,28 +251,45 @@ def _check_bins(estimator: Estimator) -> None:
         )
 
 
+def _check_method(estimator: Estimator) -> None:
+    method = estimator.quantile_method
+    if estimator.strategy == "quantile" and method not in _WEIGHTED:
+        raise InputError(
+            f"KBinsDiscretizer(quantile_method={method!r}) takes no sample_weight. Use one of "
+            f"{', '.join(map(repr, _WEIGHTED))}."
+        )
+
+
 def _refine_bins(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinement:
     """Fetch what scikit-learn samples; of all rows, ask for their quantiles or extremes."""
     sample: Sample = stats[0]
     subsample = estimator.subsample
     if subsample is not None and subsample < sample.n_total:
         check_sample(estimator, sample, meta, missing=False)
+        if meta.weighted:
+            return (yield from _fit_on_draws(estimator))
         return (yield from _fit_on_sample(estimator, sample.n_total, replace=True))
     sample = yield from completed(sample)
     check_sample(estimator, sample, meta, missing=False)
+    if meta.weighted and not sample.amount.all():
+        raise ZeroDivisionError
     if estimator.strategy == "kmeans":
         positions = np.arange(sample.n_rows)
         (picked,) = yield (Pick(positions),)
-        return clone(estimator).fit(picked.X)
+        return clone(estimator).fit(picked.X, sample_weight=picked.w)
     n_bins = clone(estimator)._validate_n_bins(len(sample.observed))
     if estimator.strategy == "uniform":
         ends = zip(sample.low, sample.high, n_bins, strict=True)
         return _fitted_bins(estimator, [np.linspace(low, high, n + 1) for low, high, n in ends], meta, sample)
+    if meta.weighted:
+        _check_method(estimator)
     levels = [
         [(share / 100, estimator.quantile_method) for share in np.linspace(0, 100, n + 1)] for n in n_bins
     ]
     cuts = list(dict.fromkeys(cut for column in levels for cut in column))
-    found, _ = yield from quantiles(sample, cuts)
+    found, _ = yield from quantiles(sample, cuts, weighted=meta.weighted)
+    if meta.weighted:
+        found = found.astype(sample.dtype)  # as scikit-learn's
     edges = [found[[cuts.index(cut) for cut in column], j] for j, column in enumerate(levels)]
     # as scikit-learn does: bins that are too narrow are left out
     edges = [column[np.ediff1d(column, to_begin=np.inf) > 1e-8] for column in edges]
@@ -295,11 +336,15 @@ def _refine_splines(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> R
     sample: Sample = stats[0]
     if estimator.knots == "quantile":
         shares = 100 * np.linspace(0, 1, estimator.n_knots)
-        knots, sample = yield from quantiles(sample, [(share / 100, "linear") for share in shares])
+        method = "inverted_cdf" if meta.weighted else "linear"
+        cuts = [(share / 100, method) for share in shares]
+        knots, sample = yield from quantiles(sample, cuts, weighted=meta.weighted)
     else:
         sample = yield from completed(sample)
         knots = np.stack([sample.low, sample.high])
     check_sample(estimator, sample, meta, missing=estimator.handle_missing != "error")
+    if meta.weighted and not sample.amount.all():
+        raise ZeroDivisionError
     rows = knots if meta.frame is None else pd.DataFrame(knots, columns=meta.frame.columns)
     return clone(estimator).fit(rows)
 
@@ -318,6 +363,10 @@ def _rounds(estimator: Estimator) -> Rounds:
     n_cuts = len(getattr(estimator, "cuts", ())) or getattr(estimator, "n_quantiles", 2)
     sampled = getattr(estimator, "subsample", None) is not None
     return Rounds(2 if n_cuts > 100 and not sampled else 1, "values near the quantiles", least=0)
+
+
+def _bin_rounds(estimator: Estimator) -> Rounds:
+    return Rounds(2, "values near the quantiles, or the rows of a sample", least=0)
 
 
 def _sample(estimator: Estimator) -> tuple[Any, ...]:
@@ -341,15 +390,10 @@ def _refine_quantiles(estimator: Estimator, stats: Sequence[Any], meta: Meta) ->
     return fitted
 
 
-def _takes_no_weights(estimator: Estimator) -> bool:
-    """Refuse weights where quantiles would have to follow them."""
-    name, parameter = type(estimator).__name__, "knots" if hasattr(estimator, "knots") else "strategy"
-    if getattr(estimator, parameter) == "uniform" and name == "SplineTransformer":
-        return True
-    raise UnsupportedEstimatorError(
-        f"{name}({parameter}={getattr(estimator, parameter)!r}) cannot be fitted block by block with sample_weight: "
-        "its quantiles are those of rows that count alike. Leave the weights out, or route them to later steps."
-    )
+def _bins_take_weights(estimator: Estimator) -> bool:
+    if estimator.subsample is None:  # otherwise the number of rows decides
+        _check_method(estimator)
+    return True
 
 
 add(Quantiles, refined(_refine_quantiles, _rounds, _sample))
@@ -370,10 +414,15 @@ add(QuantileTransformer, refined(_refine_transformer, _rounds, _sample))
 add(
     KBinsDiscretizer,
     refined(
-        _refine_bins, _rounds, _sample, check=_check_bins, output=_binned, takes_weights=_takes_no_weights
+        _refine_bins,
+        _bin_rounds,
+        _sample,
+        check=_check_bins,
+        output=_binned,
+        takes_weights=_bins_take_weights,
     ),
 )
 add(
     SplineTransformer,
-    refined(_refine_splines, _rounds, _sample, output=_expanded, takes_weights=_takes_no_weights),
+    refined(_refine_splines, _rounds, _sample, output=_expanded),
 )

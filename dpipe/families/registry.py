@@ -102,6 +102,11 @@ class Weighted:
         """Whether it is also told where the block stands."""
         return getattr(self.want, "placed", False)
 
+    @property
+    def partial(self) -> bool:
+        """Whether a pass that collects nothing else reads some of the blocks only."""
+        return getattr(self.want, "partial", False)
+
     def of(self, X: Block, y: Any, w: Any, *at: RowsAt) -> Any:
         """Read one block."""
         return self.want.of(X, y, w, *at)

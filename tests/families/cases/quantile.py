@@ -81,6 +81,15 @@ def binners():
     yield from each(variants, (REGULAR[:3], FRAMES + ARRAYS))
     yield Case(KBinsDiscretizer([2, 5, 3], encode="ordinal"), REGULAR[:3], ("frame", "array"))
     yield Case(KBinsDiscretizer(3, subsample=None), ("single", "single_more"), ("array",), rtol=2e-6)
+    weighted = [
+        KBinsDiscretizer(4),
+        KBinsDiscretizer(6, encode="ordinal", quantile_method="inverted_cdf", subsample=None),
+        KBinsDiscretizer(3, encode="onehot-dense", strategy="uniform"),
+        KBinsDiscretizer(3, encode="ordinal", strategy="kmeans"),
+        KBinsDiscretizer(3, encode="ordinal", subsample=40, random_state=0),
+        KBinsDiscretizer(3, quantile_method="linear", subsample=30, random_state=2),
+    ]
+    yield from each(weighted, (REGULAR[:3], FRAMES + ARRAYS), weighted=True)
 
 
 def splines():
@@ -92,6 +101,10 @@ def splines():
     ]
     yield from each(variants, (REGULAR[:2], FRAMES + ARRAYS))
     yield Case(SplineTransformer(handle_missing="zeros", knots="quantile"), HOLES[:2], ("frame", "array"))
+    weighted = [SplineTransformer(), SplineTransformer(knots="quantile", n_knots=4)]
+    yield from each(weighted, (REGULAR[:2], FRAMES + ARRAYS), weighted=True)
+    of_holes = SplineTransformer(handle_missing="zeros", knots="quantile")
+    yield Case(of_holes, HOLES[:2], ("frame", "array"), weighted=True)
 
 
 def powers():
