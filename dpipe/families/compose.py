@@ -42,6 +42,8 @@ class Fit:
     """Whether it is given the weights of the rows."""
     classes: tuple[Any, ...] | None = None
     """The labels that it will meet, where they are given beforehand."""
+    may_fail: bool = False
+    """Whether an error of this fit stands in the place of what is fitted, as a `Failed`, and all others go on."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from dpipe.families.expression import (
     narrowed,
     written_out,
 )
-from dpipe.families.registry import CustomWant, Estimator, Fitted, Meta, Weighted
+from dpipe.families.registry import CustomWant, Estimator, Failed, Fitted, Meta, Weighted
 from dpipe.run.state import PassState, states_of
 
 
@@ -326,11 +326,27 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
             return replace(known, starts={**known.starts, fit.index: tuple(stats)})
         else:
             estimator = fit.way.finish(fit.estimator, stats, known_meta(fit, known.fitted))
-    except DpipeError:
-        raise
-    except (ValueError, TypeError) as err:
-        raise InputError(f"{fit.name}: {err}") from err
+    except (DpipeError, ValueError, TypeError) as err:
+        estimator = failed(fit, err)
     return replace(known, fitted={**known.fitted, fit.index: Fitted(estimator, fit.way)})
+
+
+def failed(fit: Fit, err: Exception) -> Failed:
+    """Give what stands for a fit that has raised an error, where it may.
+
+    Raises
+    ------
+    DpipeError
+        Where it may not: the error, with the name of the fit.
+    """
+    if isinstance(err, DpipeError):
+        if not fit.may_fail:
+            raise err
+        return Failed(err)
+    told = InputError(f"{fit.name}: {err}")
+    if not fit.may_fail:
+        raise told from err
+    return Failed(told)
 
 
 def _carried(derived: Derived, states: Sequence[Any], fitted: Mapping[int, Fitted]) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 
 from dpipe.blocks.flows import Flow
 from dpipe.blocks.rows import Tally
-from dpipe.errors import DpipeError, InputError
+from dpipe.errors import DpipeError
 from dpipe.families.compose import Fit, weighted_want
 from dpipe.families.expression import Expression
-from dpipe.families.program import Known, ProgramPass, finish_fits, known_meta
+from dpipe.families.program import Known, ProgramPass, failed, finish_fits, known_meta
 from dpipe.families.registry import Fitted, Refinement
 
 
@@ -68,16 +68,18 @@ class Refinements:
         except StopIteration as stop:
             self._asked.pop(fit.index, None)
             self._fitted[fit.index] = Fitted(stop.value, fit.way)
-        except DpipeError:
-            raise
-        except ZeroDivisionError as err:
-            raise InputError(
-                f"{fit.name}: the weights of all rows add up to zero. Give at least one that is not."
-            ) from err
-        except (ValueError, TypeError) as err:
-            raise InputError(f"{fit.name}: {err}") from err
+        except ZeroDivisionError:
+            self._give_up(
+                fit, ValueError("the weights of all rows add up to zero. Give at least one that is not.")
+            )
+        except (DpipeError, ValueError, TypeError) as err:
+            self._give_up(fit, err)
         else:
             self._asked[fit.index] = tuple(map(weighted_want, wants)) if fit.weighted else wants
+
+    def _give_up(self, fit: Fit, err: Exception) -> None:
+        self._fitted[fit.index] = Fitted(failed(fit, err), fit.way)
+        self._asked.pop(fit.index, None)
 
     def finished(self) -> Known:
         """Give what is known after the last round: these fits, and those that waited for them alone."""

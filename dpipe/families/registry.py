@@ -17,7 +17,7 @@ from dpipe.blocks.matrix import to_matrix
 from dpipe.blocks.rows import RowsAt
 from dpipe.blocks.statistics import Custom, Statistic
 from dpipe.blocks.table import Block
-from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.errors import DpipeError, InputError, UnsupportedEstimatorError
 from dpipe.families.unsupported import refusal_of
 
 Estimator = Any  # scikit-learn has no useful base type for "has fit and get_params"
@@ -200,6 +200,13 @@ class Way:
     """Another way that some parameters ask for."""
     wants_of: Callable[[Estimator, Meta, Any], tuple[tuple[Any, Any], ...]] | None = None
     """In place of `wants`: the statistics that an input of this kind needs, each with the value that it is of."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """In the place of a fitted estimator: why there is none."""
+
+    why: DpipeError
 
 
 @dataclass(frozen=True)

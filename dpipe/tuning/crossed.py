@@ -26,11 +26,11 @@ from dpipe.composites.several import TargetWidth
 from dpipe.composites.views import InFold
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.asking import Asking
-from dpipe.families.compose import walk
+from dpipe.families.compose import Walk, walk
 from dpipe.families.expression import needed_fits
 from dpipe.families.program import Known, ProgramPass, finish_pass
 from dpipe.families.refinement import Refinements
-from dpipe.families.registry import Estimator, Meta, Refinement, Rounds, add, refined
+from dpipe.families.registry import Estimator, Failed, Meta, Refinement, Rounds, add, refined
 from dpipe.planner import DataShape, Resources, make_program
 from dpipe.run.recorded import Recorded
 from dpipe.run.state import PassState
@@ -128,28 +128,46 @@ def _refine(estimator: CrossValidated, stats: Sequence[Any], meta: Meta) -> Refi
     (scored,) = yield (FoldScores(tuple(parts[:-1]), folds, estimator.metric),)
     fitted = CrossValidated(estimator.tree, estimator.cv, estimator.metric, estimator.counted)
     fitted.parts_ = parts[-1]
+    failed = _failures(parts)
+    if len(failed) == sum(len(tails) for _, tails in parts[-1]):
+        raise next(iter(failed.values()))
     found = {
         number: [
             found_of(scored.by_fold[fold, number], estimator.metric) for fold in range(estimator.n_splits)
         ]
         for _, tails in parts[-1]
         for number in tails
-        if all((fold, number) in scored.by_fold for fold in range(estimator.n_splits))
+        if number not in failed
+        and all((fold, number) in scored.by_fold for fold in range(estimator.n_splits))
     }
     if not found:
         raise InputError(f"A fold of cv={estimator.cv!r} has no rows. Use fewer folds.")
     fitted.scores_ = {number: [one.score for one in own] for number, own in found.items()}
     fitted.failed_ = {
-        number: next(one.failed for one in own if one.failed)
-        for number, own in found.items()
-        if any(one.failed for one in own)
+        **{number: reason(err) for number, err in failed.items()},
+        **{
+            number: next(one.failed for one in own if one.failed)
+            for number, own in found.items()
+            if any(one.failed for one in own)
+        },
     }
     return fitted
 
 
+def _failures(parts: Sequence[Any]) -> dict[int, DpipeError]:
+    """Give the candidates that could not be fitted on some of the rows."""
+    return {
+        number: tail.why
+        for part in parts
+        for _, tails in part
+        for number, tail in tails.items()
+        if isinstance(tail, Failed)
+    }
+
+
 def fit_in_folds(tree: Estimator, meta: Meta, folds: Folds, n_splits: int) -> Asking:
     """Fit an estimator outside of each fold, and on all rows; gives these fits, the last of all rows."""
-    walked = walk(tree, meta)
+    walked = _each_by_itself(walk(tree, meta))
     width = meta.width or 0
     names = meta.names or tuple(f"x{j}" for j in range(width))
     program = make_program(walked, DataShape("folds", names, (None,), (8,) * width, whole=True), Resources(1))
@@ -170,6 +188,14 @@ def fit_in_folds(tree: Estimator, meta: Meta, folds: Folds, n_splits: int) -> As
             for known, state in zip(knowns, states, strict=True)
         ]
     return [known.fitted[walked.root].estimator for known in knowns]
+
+
+def _each_by_itself(tree: Walk) -> Walk:
+    """Let a candidate fail, and the others go on."""
+    candidates = tuple(
+        replace(fit, may_fail=fit.is_leaf and "candidate " in fit.name.split(" / ")[-1]) for fit in tree.fits
+    )
+    return replace(tree, fits=candidates)
 
 
 def _of_the_others(of_folds: Sequence[InnerStates]) -> list[InnerStates]:
@@ -232,6 +258,8 @@ class FoldScores:
             values = ForScoring(tuple(preprocessing for preprocessing, _ in parts), named=True)(rows)
             for i, (_, tails) in enumerate(parts):
                 for number, learner in tails.items():
+                    if isinstance(learner, Failed):
+                        continue
                     found[fold, number] = score_block(self.metric, learner, values[i], rows)
         return FoldScored(found)
 

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.exceptions import FitFailedWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, StratifiedKFold
@@ -131,6 +132,44 @@ def test_what_was_found_is_on_record(tmp_path):
     assert not counters.READ
     np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
     np.testing.assert_array_equal(one.best_estimator_.coef_, two.best_estimator_.coef_)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::sklearn.exceptions.FitFailedWarning", "ignore:One or more of the test scores"
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_candidate_that_the_data_does_not_suit_is_dropped(scaled):
+    twice = X[:, [0, 1, 0]]
+    quadratic, name = QuadraticDiscriminantAnalysis(), "reg_param"
+    if scaled:
+        quadratic, name = (
+            make_pipeline(StandardScaler(), quadratic),
+            "quadraticdiscriminantanalysis__reg_param",
+        )
+    space = {name: [0.3, 0.0, 0.6]}
+    found = dpipe.search(
+        quadratic,
+        space,
+        da.from_array(twice, chunks=(110, 3)),
+        da.from_array(LABELS, chunks=110),
+        method="grid",
+        cv=3,
+    )
+    same(found, GridSearchCV(quadratic, space, cv=3).fit(twice, LABELS))
+    assert list(found.failed_) == [1]
+    assert "not full rank" in found.failed_[1]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+def test_candidates_that_the_data_suits_in_no_case():
+    with pytest.raises(InputError, match="QuadraticDiscriminantAnalysis: .*not full rank"):
+        dpipe.search(
+            QuadraticDiscriminantAnalysis(),
+            {"reg_param": [0.0]},
+            da.from_array(X[:, [0, 0]], chunks=(110, 2)),
+            da.from_array(LABELS, chunks=110),
+            method="grid",
+        )
 
 
 def test_a_candidate_that_cannot_be_fitted_is_dropped():
