@@ -101,7 +101,8 @@ def _current_client() -> Client | None:
 
 
 def _place_of(client: Client, memory: int | None) -> Place:
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    with explained(client):
+        workers = client.scheduler_info(n_workers=-1).get("workers")  # empty without a scheduler
     if not workers:
         raise InputError(
             f"{client} has no workers, or its scheduler is gone. Start some, or call client.wait_for_workers(1), and "
@@ -149,7 +150,8 @@ def running(place: Place, *, watched: bool = True) -> Iterator[Client | None]:
     A run that nobody watches needs no dashboard: Dask's threads start at once, and take less time for each task.
     """
     if not place.embedded or not watched:
-        yield place.client
+        with explained(place.client):
+            yield place.client
         return
     with (
         # the logger of an in-process cluster reports what its user cannot act on
@@ -217,7 +219,7 @@ def _dashboard_link() -> str:
 def compute(value: Any, client: Client | None, threads: int = 1) -> Any:
     """Compute one Delayed: by the client if there is one, else as Dask is configured, else by threads."""
     try:
-        with _short_collections(), _explained(client):
+        with _short_collections(), explained(client):
             if client is None:
                 return value.compute(**_scheduler(threads))
             return client.compute(value, sync=True)
@@ -244,7 +246,7 @@ def compute_keys(
     kept : list
         Futures if there is a client, else values; to be put into later graphs as they are.
     """
-    with _short_collections(), _explained(client):
+    with _short_collections(), explained(client):
         if client is not None:
             futures = client.get(tasks, [key, *kept], sync=False)
             return futures[0].result(), list(futures[1:])
@@ -255,7 +257,7 @@ def compute_keys(
 
 
 @contextlib.contextmanager
-def _explained(client: Client | None) -> Iterator[None]:
+def explained(client: Client | None) -> Iterator[None]:
     """Say what a lost scheduler and dying workers mean, and what to do."""
     try:
         yield

@@ -1,5 +1,6 @@
 """What goes wrong around a run: full disks, changing files, failing blocks, jumping clocks, other runs."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -8,8 +9,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dask.array as da
+import numpy as np
 import pytest
+from distributed import Client
+from sklearn.preprocessing import StandardScaler
 
+import dpipe
+from dpipe.errors import DpipeError
 from tests.faults import harness
 from tests.faults.job import made_rows, make_data
 
@@ -173,3 +180,17 @@ def test_a_disk_that_fills(kind, free_nbytes, data, undisturbed, small_disk):
     assert "room" in stopped.said or "may write" in stopped.said
     ballast.unlink()
     harness.check(harness.run(kind, data, small_disk / "run"), undisturbed(kind).result)
+
+
+@pytest.mark.parametrize("recorded", [True, longer(False)])
+def test_a_scheduler_that_is_gone_before_a_run(recorded, tmp_path):
+    X = da.from_array(np.arange(60.0).reshape(20, 3), chunks=(5, 3))
+    with harness.cluster(tmp_path) as cluster, contextlib.ExitStack() as stack:
+        with Client(cluster.address, set_as_default=False) as patient:
+            patient.wait_for_workers(2)
+        client = stack.enter_context(Client(cluster.address, set_as_default=False, timeout=2))
+        cluster.scheduler.kill()
+        cluster.scheduler.wait()
+        for _ in range(2):  # before and after the client has noticed
+            with pytest.raises(DpipeError, match="is gone.*again"):
+                dpipe.fit(StandardScaler(), X, client=client, workdir=tmp_path / "run" if recorded else None)
