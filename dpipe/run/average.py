@@ -48,51 +48,69 @@ def add_average(
     begun = 0 if pages is None else pages.begun
     common = add_start(graph, start, feed.known, name, pages)
     saving = None if pages is None else graph.hold(f"{name}-pages", pages.saving)
+    # a learner's first step of a round may begin where this one stands: without, all would where they were averaged
+    seats = [graph.add(f"{name}-seat", int, shard) for shard in range(max(map(len, rounds), default=0))]
     steps: dict[int, Any] = {}
 
     def passed(position: int) -> Any:
         return TaskRef(steps[position]) if position in steps else None
 
     for number in range(begun, len(rounds)):
-        own = [graph.add(f"{name}-shard", _begin, TaskRef(common)) for _ in rounds[number]]
+        own = [common] * len(rounds[number])
+        last = number + 1 == len(rounds)
         # in the order of the data: blocks are prepared in that order
         for position, shard in sorted(
             (i, shard) for shard, dealt in enumerate(rounds[number]) for i in dealt
         ):
-            ready = TaskRef(feed.ready(position, passed))
-            place = feed.visits[position].position
+            visit = feed.visits[position]
+            # a block of its own is prepared by who learns from it: it moves nowhere, and nobody reads ahead
+            alone = visit.part is None
+            ready = feed.ready(position, _never if alone else passed)
             key = graph.add(
-                f"{name}-learn", _learn, learn, TaskRef(own[shard]), ready, place, name, position, total
+                f"{name}-learn",
+                _learn,
+                learn,
+                TaskRef(own[shard]),
+                TaskRef(ready),
+                visit.position,
+                name,
+                position,
+                total,
+                TaskRef(seats[shard]) if own[shard] == common else None,
             )
+            if alone:
+                graph.fuse(ready, key)
             steps[position] = own[shard] = key
         common = graph.add(
             f"{name}-average",
             _average,
             average,
             TaskRef(common),
-            List(*map(TaskRef, own)),
+            List(*(TaskRef(key) for key in own if key != common)),
             name,
-            number + 1 == len(rounds),
+            last,
             saving,
             pages and pages.keys[number + 1],
         )
     return common
 
 
-def _begin(common: tuple[Any, Tally]) -> tuple[Any, Tally, int]:
-    return common[0], Tally(), 0
+def _never(position: int) -> None:
+    return None
 
 
 def _learn(
     learn: Callable[..., Any],
-    before: tuple[Any, Tally, int],
+    before: Any,
     ready: tuple[Rows | None, Tally],
     position: tuple[int, int],
     name: str,
     i: int,
     n: int,
+    seat: int | None,
 ) -> tuple[Any, Tally, int]:
-    learner, tally, learned = before
+    """Learn one step; with a seat the first one of a round, from what was averaged."""
+    learner, tally, learned = before if seat is None else (before[0], Tally(), 0)
     rows, read = ready
     began = time.time()
     if rows is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dask.task_spec import DataNode, List, Task, TaskRef
+from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
 from dpipe.blocks.flows import Flows, counting
@@ -45,6 +45,10 @@ class GraphBuilder:
         key = (f"{name}-{self.token}", block)
         self.tasks[key] = Task(key, function, *args)
         return key
+
+    def fuse(self, first: Any, then: Any) -> None:
+        """Make one task of two, of which only the second one is asked for: they run in one place."""
+        self.tasks[then] = GraphNode.fuse(self.tasks.pop(first), self.tasks[then])
 
 
 def needs_of(load: Load) -> Any:
