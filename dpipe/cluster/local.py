@@ -266,7 +266,10 @@ def explained(client: Client | None) -> Iterator[None]:
             f"Workers died {err.allowed_failures + 1} times over the same task, {err.task!r}: most often they have "
             "no memory left. Give them more, use smaller blocks or fewer threads, and run again."
         ) from err
-    except (CancelledError, CommClosedError) as err:
+    except (CancelledError, OSError) as err:
+        # whoever asks for a new connection waits for it, and is told so by an error of the operating system
+        if not isinstance(err, CancelledError | CommClosedError) and "trying to connect to" not in str(err):
+            raise
         where = "" if client is None or client.scheduler is None else f" at {client.scheduler.address}"
         raise ClusterError(
             f"The scheduler{where} is gone: {' '.join(str(err).split())} Start it and run again: with a workdir, what "

@@ -16,7 +16,8 @@ from distributed import Client
 from sklearn.preprocessing import StandardScaler
 
 import dpipe
-from dpipe.errors import DpipeError
+from dpipe.cluster.local import explained
+from dpipe.errors import ClusterError, DpipeError
 from tests.faults import harness
 from tests.faults.job import made_rows, make_data
 
@@ -194,3 +195,11 @@ def test_a_scheduler_that_is_gone_before_a_run(recorded, tmp_path):
         for _ in range(2):  # before and after the client has noticed
             with pytest.raises(DpipeError, match="is gone.*again"):
                 dpipe.fit(StandardScaler(), X, client=client, workdir=tmp_path / "run" if recorded else None)
+
+
+def test_what_a_lost_connection_says():
+    lost = "Timed out trying to connect to tcp://a after 2 s"
+    with pytest.raises(ClusterError, match=f"is gone: {lost} Start it and run"), explained(None):
+        raise OSError(lost)
+    with pytest.raises(FileNotFoundError, match="a file"), explained(None):
+        raise FileNotFoundError("a file")
