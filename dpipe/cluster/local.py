@@ -217,7 +217,7 @@ def _dashboard_link() -> str:
 def compute(value: Any, client: Client | None, threads: int = 1) -> Any:
     """Compute one Delayed: by the client if there is one, else as Dask is configured, else by threads."""
     try:
-        with _short_collections(), _explained(client):
+        with _short_collections(), explained(client):
             if client is None:
                 return value.compute(**_scheduler(threads))
             return client.compute(value, sync=True)
@@ -244,7 +244,7 @@ def compute_keys(
     kept : list
         Futures if there is a client, else values; to be put into later graphs as they are.
     """
-    with _short_collections(), _explained(client):
+    with _short_collections(), explained(client):
         if client is not None:
             futures = client.get(tasks, [key, *kept], sync=False)
             return futures[0].result(), list(futures[1:])
@@ -255,8 +255,14 @@ def compute_keys(
 
 
 @contextlib.contextmanager
-def _explained(client: Client | None) -> Iterator[None]:
-    """Say what a lost scheduler and dying workers mean, and what to do."""
+def explained(client: Client | None) -> Iterator[None]:
+    """Say what a lost scheduler and dying workers mean, and what to do.
+
+    Raises
+    ------
+    ClusterError
+        If a scheduler is gone, or workers die over and over.
+    """
     try:
         yield
     except KilledWorker as err:

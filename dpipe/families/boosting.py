@@ -19,7 +19,7 @@ from dpipe.errors import InputError, MemoryLimitError, UnsupportedEstimatorError
 from dpipe.families import refuse
 from dpipe.families.expression import Columns, Expression
 from dpipe.families.registry import Estimator, Meta, Way, add_named
-from dpipe.sizes import MIB, format_bytes
+from dpipe.sizes import MIB, counted, format_bytes
 
 #: Bytes that XGBoost takes for a row: labels, weights, the row's place in the tree; and for each output a gradient, its
 #: second derivative and a prediction. Measured with XGBoost 3.2 and LightGBM 4.7, rounded up.
@@ -142,6 +142,14 @@ class Room(Protocol):
     """What a run may use, as the planner knows it."""
 
     @property
+    def workers(self) -> int:
+        """Processes that may take part."""
+
+    @property
+    def shares(self) -> int:
+        """Into how many shares the rows are dealt."""
+
+    @property
     def memory(self) -> int | None:
         """The budget of a worker."""
 
@@ -163,10 +171,21 @@ class Room(Protocol):
 
 
 def room_of(resources: Room) -> int | None:
-    """Give the bytes that training may take; None if that is found out where it runs."""
+    """Give the bytes that a learner may take; None if that is found out where it runs."""
     if resources.memory is not None:
-        return resources.memory - resources.reserved
-    return None if resources.available is None else resources.available // 2
+        return (resources.memory - resources.reserved) // _side_by_side(resources)
+    return None if resources.available is None else resources.available // 2 // resources.shares
+
+
+def _side_by_side(resources: Room) -> int:
+    """Count the learners in one process."""
+    return -(-resources.shares // resources.workers)
+
+
+def _footprint(estimator: Estimator, shape: Shape, width: int, resources: Room) -> tuple[Footprint, int]:
+    """Project what a learner takes, and give the rows of its share."""
+    rows = -(-(_all_rows(shape) or 0) // resources.shares)
+    return Footprint.of(estimator, rows, width), rows
 
 
 def _all_rows(shape: Shape) -> int | None:
@@ -182,11 +201,12 @@ def projected(estimator: Estimator, shape: Shape, width: int, resources: Room) -
     MemoryLimitError
         If that is more than the budget leaves.
     """
-    rows = _all_rows(shape) or 0
-    footprint = Footprint.of(estimator, rows, width)
-    if resources.memory is not None:
-        check_room(estimator, footprint, (rows, width), resources.memory - resources.reserved)
-    return footprint.least if not footprint.fits(room_of(resources)) else footprint.in_memory
+    footprint, rows = _footprint(estimator, shape, width, resources)
+    room = room_of(resources)
+    if resources.memory is not None and room is not None:
+        check_room(estimator, footprint, (rows, width), room)
+    taken = footprint.in_memory if footprint.fits(room) else footprint.least
+    return taken * _side_by_side(resources)
 
 
 def check_room(estimator: Estimator, footprint: Footprint, shape: tuple[int, int], room: int) -> None:
@@ -220,9 +240,9 @@ def scratch(estimator: Estimator, shape: Shape, width: int, resources: Room) -> 
     rows = _all_rows(shape)
     if rows is None:
         return f"scratch: transformed blocks are kept, blocks of unknown size in {folder}{room}", None
-    footprint = Footprint.of(estimator, rows, width)
+    footprint, _ = _footprint(estimator, shape, width, resources)
     values = int(rows * (width * value_dtype(estimator).itemsize + 16))
-    cached = 0 if footprint.fits(room_of(resources)) else footprint.cache_nbytes
+    cached = 0 if footprint.fits(room_of(resources)) else footprint.cache_nbytes * resources.shares
     if free is not None and values + cached > 0.9 * free:
         raise InputError(
             f"{type(estimator).__name__} needs up to {format_bytes(values + cached)} of scratch for its transformed "
@@ -235,11 +255,15 @@ def scratch(estimator: Estimator, shape: Shape, width: int, resources: Room) -> 
     return f"{says}; bins are kept in memory", values
 
 
-def describe(estimator: Estimator) -> str:
+def describe(estimator: Estimator, resources: Room) -> str:
     """Say what training does once the rows are kept."""
     stops = stops_early(estimator)
     watched = f", until {stops} bring no progress" if stops else ""
-    return f"{rounds_of(estimator):,} boosting rounds over a binned copy{watched}"
+    together = ""
+    if resources.shares > 1:
+        where = counted(min(resources.workers, resources.shares), "worker")
+        together = f", by {resources.shares} learners together, each of its share of the rows, on {where}"
+    return f"{rounds_of(estimator):,} boosting rounds over a binned copy{watched}{together}"
 
 
 def start(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Start:

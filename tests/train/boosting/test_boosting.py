@@ -310,7 +310,7 @@ def test_bins_on_disk_give_the_same_trees(tmp_path, monkeypatch):
     monkeypatch.setattr("dpipe.families.boosting.Footprint.fits", lambda self, room: self.on_disk is None)
     seen = []
     monkeypatch.setattr(
-        "dpipe.train.boosting.job.emit", lambda event: seen.append(list(tmp_path.rglob("*.page")))
+        "dpipe.train.boosting.rounds.emit", lambda event: seen.append(list(tmp_path.rglob("*.page")))
     )
     outside = dpipe.fit(estimator, X, y, validation=(X, y))
     assert seen
@@ -320,11 +320,11 @@ def test_bins_on_disk_give_the_same_trees(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_has_cached_is_removed(tmp_path):
-    from dpipe.train.boosting.job import cache_folder
+    from dpipe.train.boosting.rounds import cache_folder
 
     program = (
         "import os, sys\n"
-        "from dpipe.train.boosting.job import cache_folder\n"
+        "from dpipe.train.boosting.rounds import cache_folder\n"
         "with cache_folder(sys.argv[1]) as folder:\n"
         "    open(os.path.join(folder, 'bins'), 'wb').write(bytes(1000))\n"
         "    os._exit(1)\n"
