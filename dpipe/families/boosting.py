@@ -28,6 +28,10 @@ _ROW_NBYTES, _OUTPUT_NBYTES, _TARGET_NBYTES = 40, 20, 16
 _BINNED = {"xgboost": 2.7, "lightgbm": 1.2}
 #: While the bins are found, XGBoost keeps a summary of each column.
 _SUMMARY_NBYTES = 3 * MIB
+#: A bin of a histogram: the sums of gradients and of second derivatives.
+_BIN_NBYTES = 16
+#: XGBoost's own limit of histograms that it has at a time.
+_MOST_HISTOGRAMS = 65_536
 #: A batch of transformed rows that is handed to the library at a time; a larger block is a batch of its own.
 BATCH_NBYTES = 32 * MIB
 #: Batches that XGBoost has in memory at a time when they are cached on disk.
@@ -112,18 +116,40 @@ class Footprint:
         """Project them for some rows of some columns."""
         library = library_of(estimator)
         binned = rows * width * _BINNED[library]
-        per_row = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs)
+        growing = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs) + _histograms_nbytes(
+            estimator, rows, width
+        )
         batch = 2.5 * BATCH_NBYTES
         if library == "lightgbm":
             # bins are found in a sample of the rows, which Python holds two and a half times
             sample = 20 * min(estimator.subsample_for_bin, rows) * width
-            return cls(int(max(sample, binned + per_row) + batch), None, 0)
-        bins = getattr(estimator, "max_bin", None) or 256
+            return cls(int(max(sample, binned + growing) + batch), None, 0)
         # first the bins are found, of which labels and weights are there; then gradients and predictions come
-        finding = batch + _SUMMARY_NBYTES * width * bins / 256 + rows * _TARGET_NBYTES
+        finding = batch + _SUMMARY_NBYTES * width * _bins(estimator) / 256 + rows * _TARGET_NBYTES
         ahead = min(_BATCHES_AHEAD * BATCH_NBYTES / 4 * _BINNED[library], binned)
-        kept = max(finding + binned, binned + per_row)
-        return cls(int(kept), int(max(finding, ahead + per_row)), int(binned))
+        kept = max(finding + binned, binned + growing)
+        return cls(int(kept), int(max(finding, ahead + growing)), int(binned))
+
+
+def _bins(estimator: Estimator) -> int:
+    """Count the bins of a column."""
+    if library_of(estimator) == "xgboost":
+        return int(estimator.max_bin or 256)
+    given = estimator.get_params()
+    return int(given.get("max_bin") or given.get("max_bins") or 255)
+
+
+def _histograms_nbytes(estimator: Estimator, rows: int, width: int) -> int:
+    """Project the histograms of a tree that grows: of each node that may be split, one of all bins."""
+    given = estimator.get_params()
+    if library_of(estimator) == "lightgbm":
+        # there is room for all of them from the beginning
+        return min(int(given["num_leaves"]), rows) * width * _bins(estimator) * _BIN_NBYTES
+    depth = 6 if given.get("max_depth") is None else int(given["max_depth"])
+    nodes = 2 ** min(depth, 30) - 1 if depth else _MOST_HISTOGRAMS
+    if given.get("max_leaves"):
+        nodes = min(nodes, 2 * int(given["max_leaves"]))
+    return min(nodes, _MOST_HISTOGRAMS, rows) * width * _bins(estimator) * _BIN_NBYTES
 
 
 class Shape(Protocol):
@@ -223,7 +249,8 @@ def check_room(estimator: Estimator, footprint: Footprint, shape: tuple[int, int
     raise MemoryLimitError(
         f"{type(estimator).__name__}: training on {shape[0]:,} rows of {shape[1]:,} columns needs "
         f"{format_bytes(footprint.least)} beside what the process takes by itself, and {format_bytes(max(room, 0))} "
-        f"are left. Give {format_bytes(footprint.least - room)} more memory=..., fewer rows or columns{more}."
+        f"are left. Give {format_bytes(footprint.least - room)} more memory=..., fewer rows or columns, fewer "
+        f"leaves or bins{more}."
     )
 
 
