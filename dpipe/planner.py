@@ -89,6 +89,8 @@ class Resources:
     """Bytes that are free there; None if that cannot be seen from here."""
     available: int | None = None
     """Bytes of memory that are free where the run takes place; None if that cannot be seen from here."""
+    shares: int = 1
+    """Into how many shares the rows are dealt that a boosted model learns."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +363,7 @@ def _record(
             f"{fit.way.rounds(fit.estimator).collects} of {_describe(fit.source, walk, shape)}, each time"
         )
     if step.learner is not None and step.learner.way.kind == "boost":
-        collects.append(boosting.describe(step.learner.estimator))
+        collects.append(boosting.describe(step.learner.estimator, resources))
     return PassPlan(
         number=number,
         way=_way(step, epochs),

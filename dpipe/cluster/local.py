@@ -258,7 +258,13 @@ def compute_keys(
 
 @contextlib.contextmanager
 def explained(client: Client | None) -> Iterator[None]:
-    """Say what a lost scheduler and dying workers mean, and what to do."""
+    """Say what a lost scheduler and dying workers mean, and what to do.
+
+    Raises
+    ------
+    ClusterError
+        If a scheduler is gone, or workers die over and over.
+    """
     try:
         yield
     except KilledWorker as err:

@@ -19,7 +19,7 @@ from dpipe.errors import InputError, MemoryLimitError, UnsupportedEstimatorError
 from dpipe.families import refuse
 from dpipe.families.expression import Columns, Expression
 from dpipe.families.registry import Estimator, Meta, Way, add_named
-from dpipe.sizes import MIB, format_bytes
+from dpipe.sizes import MIB, counted, format_bytes
 
 #: Bytes that XGBoost takes for a row: labels, weights, the row's place in the tree; and for each output a gradient, its
 #: second derivative and a prediction. Measured with XGBoost 3.2 and LightGBM 4.7, rounded up.
@@ -28,6 +28,10 @@ _ROW_NBYTES, _OUTPUT_NBYTES, _TARGET_NBYTES = 40, 20, 16
 _BINNED = {"xgboost": 2.7, "lightgbm": 1.2}
 #: While the bins are found, XGBoost keeps a summary of each column.
 _SUMMARY_NBYTES = 3 * MIB
+#: A bin of a histogram: the sums of gradients and of second derivatives.
+_BIN_NBYTES = 16
+#: XGBoost's own limit of histograms that it has at a time.
+_MOST_HISTOGRAMS = 65_536
 #: A batch of transformed rows that is handed to the library at a time; a larger block is a batch of its own.
 BATCH_NBYTES = 32 * MIB
 #: Batches that XGBoost has in memory at a time when they are cached on disk.
@@ -112,18 +116,40 @@ class Footprint:
         """Project them for some rows of some columns."""
         library = library_of(estimator)
         binned = rows * width * _BINNED[library]
-        per_row = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs)
+        growing = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs) + _histograms_nbytes(
+            estimator, rows, width
+        )
         batch = 2.5 * BATCH_NBYTES
         if library == "lightgbm":
             # bins are found in a sample of the rows, which Python holds two and a half times
             sample = 20 * min(estimator.subsample_for_bin, rows) * width
-            return cls(int(max(sample, binned + per_row) + batch), None, 0)
-        bins = getattr(estimator, "max_bin", None) or 256
+            return cls(int(max(sample, binned + growing) + batch), None, 0)
         # first the bins are found, of which labels and weights are there; then gradients and predictions come
-        finding = batch + _SUMMARY_NBYTES * width * bins / 256 + rows * _TARGET_NBYTES
+        finding = batch + _SUMMARY_NBYTES * width * _bins(estimator) / 256 + rows * _TARGET_NBYTES
         ahead = min(_BATCHES_AHEAD * BATCH_NBYTES / 4 * _BINNED[library], binned)
-        kept = max(finding + binned, binned + per_row)
-        return cls(int(kept), int(max(finding, ahead + per_row)), int(binned))
+        kept = max(finding + binned, binned + growing)
+        return cls(int(kept), int(max(finding, ahead + growing)), int(binned))
+
+
+def _bins(estimator: Estimator) -> int:
+    """Count the bins of a column."""
+    if library_of(estimator) == "xgboost":
+        return int(estimator.max_bin or 256)
+    given = estimator.get_params()
+    return int(given.get("max_bin") or given.get("max_bins") or 255)
+
+
+def _histograms_nbytes(estimator: Estimator, rows: int, width: int) -> int:
+    """Project the histograms of a tree that grows: of each node that may be split, one of all bins."""
+    given = estimator.get_params()
+    if library_of(estimator) == "lightgbm":
+        # there is room for all of them from the beginning
+        return min(int(given["num_leaves"]), rows) * width * _bins(estimator) * _BIN_NBYTES
+    depth = 6 if given.get("max_depth") is None else int(given["max_depth"])
+    nodes = 2 ** min(depth, 30) - 1 if depth else _MOST_HISTOGRAMS
+    if given.get("max_leaves"):
+        nodes = min(nodes, 2 * int(given["max_leaves"]))
+    return min(nodes, _MOST_HISTOGRAMS, rows) * width * _bins(estimator) * _BIN_NBYTES
 
 
 class Shape(Protocol):
@@ -140,6 +166,14 @@ class Shape(Protocol):
 
 class Room(Protocol):
     """What a run may use, as the planner knows it."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that may take part."""
+
+    @property
+    def shares(self) -> int:
+        """Into how many shares the rows are dealt."""
 
     @property
     def memory(self) -> int | None:
@@ -163,10 +197,21 @@ class Room(Protocol):
 
 
 def room_of(resources: Room) -> int | None:
-    """Give the bytes that training may take; None if that is found out where it runs."""
+    """Give the bytes that a learner may take; None if that is found out where it runs."""
     if resources.memory is not None:
-        return resources.memory - resources.reserved
-    return None if resources.available is None else resources.available // 2
+        return (resources.memory - resources.reserved) // _side_by_side(resources)
+    return None if resources.available is None else resources.available // 2 // resources.shares
+
+
+def _side_by_side(resources: Room) -> int:
+    """Count the learners in one process."""
+    return -(-resources.shares // resources.workers)
+
+
+def _footprint(estimator: Estimator, shape: Shape, width: int, resources: Room) -> tuple[Footprint, int]:
+    """Project what a learner takes, and give the rows of its share."""
+    rows = -(-(_all_rows(shape) or 0) // resources.shares)
+    return Footprint.of(estimator, rows, width), rows
 
 
 def _all_rows(shape: Shape) -> int | None:
@@ -182,11 +227,12 @@ def projected(estimator: Estimator, shape: Shape, width: int, resources: Room) -
     MemoryLimitError
         If that is more than the budget leaves.
     """
-    rows = _all_rows(shape) or 0
-    footprint = Footprint.of(estimator, rows, width)
-    if resources.memory is not None:
-        check_room(estimator, footprint, (rows, width), resources.memory - resources.reserved)
-    return footprint.least if not footprint.fits(room_of(resources)) else footprint.in_memory
+    footprint, rows = _footprint(estimator, shape, width, resources)
+    room = room_of(resources)
+    if resources.memory is not None and room is not None:
+        check_room(estimator, footprint, (rows, width), room)
+    taken = footprint.in_memory if footprint.fits(room) else footprint.least
+    return taken * _side_by_side(resources)
 
 
 def check_room(estimator: Estimator, footprint: Footprint, shape: tuple[int, int], room: int) -> None:
@@ -203,7 +249,8 @@ def check_room(estimator: Estimator, footprint: Footprint, shape: tuple[int, int
     raise MemoryLimitError(
         f"{type(estimator).__name__}: training on {shape[0]:,} rows of {shape[1]:,} columns needs "
         f"{format_bytes(footprint.least)} beside what the process takes by itself, and {format_bytes(max(room, 0))} "
-        f"are left. Give {format_bytes(footprint.least - room)} more memory=..., fewer rows or columns{more}."
+        f"are left. Give {format_bytes(footprint.least - room)} more memory=..., fewer rows or columns, fewer "
+        f"leaves or bins{more}."
     )
 
 
@@ -220,9 +267,9 @@ def scratch(estimator: Estimator, shape: Shape, width: int, resources: Room) -> 
     rows = _all_rows(shape)
     if rows is None:
         return f"scratch: transformed blocks are kept, blocks of unknown size in {folder}{room}", None
-    footprint = Footprint.of(estimator, rows, width)
+    footprint, _ = _footprint(estimator, shape, width, resources)
     values = int(rows * (width * value_dtype(estimator).itemsize + 16))
-    cached = 0 if footprint.fits(room_of(resources)) else footprint.cache_nbytes
+    cached = 0 if footprint.fits(room_of(resources)) else footprint.cache_nbytes * resources.shares
     if free is not None and values + cached > 0.9 * free:
         raise InputError(
             f"{type(estimator).__name__} needs up to {format_bytes(values + cached)} of scratch for its transformed "
@@ -235,11 +282,15 @@ def scratch(estimator: Estimator, shape: Shape, width: int, resources: Room) -> 
     return f"{says}; bins are kept in memory", values
 
 
-def describe(estimator: Estimator) -> str:
+def describe(estimator: Estimator, resources: Room) -> str:
     """Say what training does once the rows are kept."""
     stops = stops_early(estimator)
     watched = f", until {stops} bring no progress" if stops else ""
-    return f"{rounds_of(estimator):,} boosting rounds over a binned copy{watched}"
+    together = ""
+    if resources.shares > 1:
+        where = counted(min(resources.workers, resources.shares), "worker")
+        together = f", by {resources.shares} learners together, each of its share of the rows, on {where}"
+    return f"{rounds_of(estimator):,} boosting rounds over a binned copy{watched}{together}"
 
 
 def start(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Start:

@@ -233,6 +233,7 @@ class Pipeline:
         epochs: int | Epochs = 1,
         validation: Any = None,
         qid: str | None = None,
+        shares: int | None = None,
     ) -> Delayed:
         """Fit an estimator; see `dpipe.fit`.
 
@@ -250,6 +251,8 @@ class Pipeline:
             Rows to watch a boosted model on: a frame with the columns of `frame`, or what `dpipe.fit` takes.
         qid : str, optional
             For rankers: the column of `frame` that numbers the groups.
+        shares : int, optional
+            For XGBoost: into how many shares the rows are dealt, each with a learner of its own.
 
         Returns
         -------
@@ -273,6 +276,7 @@ class Pipeline:
             "epochs": epochs,
             "validation": validation,
             "qid": qid,
+            "shares": shares,
         }
         data, options = fit_arguments(settings)
         model = delayed_fit(prepare(*data, **options))

@@ -148,7 +148,13 @@ def fit_arguments(settings: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any, Any
     if isinstance(validation, dd.DataFrame):
         _, *held_out = _with_groups({**settings, "frame": validation})
         validation = tuple(part for part in held_out if part is not None)
-    return _with_groups(settings), {"epochs": settings["epochs"], "validation": validation, "qid": qid}
+    beside = {
+        "epochs": settings["epochs"],
+        "validation": validation,
+        "qid": qid,
+        "shares": settings["shares"],
+    }
+    return _with_groups(settings), beside
 
 
 def _with_groups(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:

@@ -38,6 +38,7 @@ from dpipe.run.recorded import Recorded, recalled_root
 from dpipe.run.scan import add_scan
 from dpipe.run.state import states_of
 from dpipe.train.boosting.job import add_boosted
+from dpipe.train.boosting.team import train_together
 from dpipe.train.early_stop import Stopping
 from dpipe.train.prepare import OwnFit, Prepared, prepare, window_of
 from dpipe.train.stream import Learning
@@ -88,10 +89,9 @@ def _add_pass(
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     inputs = _inputs(graph, prepared, step, before, recorded)
     if step.learner.way.kind == "boost":
-        place = prepared.place
-        room = None if place.memory is None else place.memory - place.reserved
         held, finish = graph.hold(f"pass{number}", step), f"pass{number}-finish"
-        learned = add_boosted(graph, inputs, prepared.held_out, known, step, number, room, recorded)
+        options = prepared.held_out, known, step, number, prepared.room, recorded, prepared.shares
+        learned = add_boosted(graph, inputs, *options)
         return graph.add(finish, finish_stream, held, TaskRef(known), TaskRef(learned))
     return _learning(prepared, step, number).add(graph, inputs, known, recorded)
 
@@ -143,7 +143,19 @@ def _counts_first(prepared: Prepared) -> bool:
 
 def _is_led(prepared: Prepared, step: ProgramPass) -> bool:
     """Tell whether a pass reads the blocks as often as what it has found asks for."""
-    return bool(step.refines) or _stops_early(prepared, step)
+    return _leader(prepared, step, None) is not None
+
+
+def _leader(prepared: Prepared, step: ProgramPass, client: Client | None) -> Callable[..., Known] | None:
+    """Give what carries out a pass that is more than one graph; None if it is one."""
+    if step.refines:
+        return _run_refinements
+    if _stops_early(prepared, step):
+        return _run_epochs
+    boosts = step.learner is not None and step.learner.way.kind == "boost"
+    if boosts and client is not None and prepared.shares > 1 and prepared.place.workers > 1:
+        return _run_together
+    return None
 
 
 def _stops_early(prepared: Prepared, step: ProgramPass) -> bool:
@@ -165,13 +177,14 @@ def run_passes(prepared: Prepared, client: Client | None, recorded: Recorded | N
     # places of rows are told when a graph is built, so that a first pass which counts them has one of its own
     counts_first = _counts_first(prepared)
     while start < len(passes) or known is None:
-        if start < len(passes) and _is_led(prepared, passes[start]):
+        lead = _leader(prepared, passes[start], client) if start < len(passes) else None
+        if lead is not None:
             known = known or finish_pass(prepared.program.at_once, Known(), None)
-            led = _run_refinements if passes[start].refines else _run_epochs
-            known = led(prepared, start, known, client, recorded)
+            known = lead(prepared, start, known, client, recorded)
             start += 1
             continue
-        end = next((i for i in range(start, len(passes)) if _is_led(prepared, passes[i])), len(passes))
+        led = (i for i in range(start, len(passes)) if _leader(prepared, passes[i], client) is not None)
+        end = next(led, len(passes))
         end = min(end, 1) if counts_first and start == 0 else end
         graph, key = _build(prepared, range(start, end), known, recorded)
         known = compute(Delayed(key, graph.tasks), client, prepared.place.threads)
@@ -205,6 +218,19 @@ def _run_epochs(
     learning, token = _learning(prepared, step, i + 1), graph_token(_token(prepared), i)
     stopping = Stopping(learning, validation, known, inputs, recorded, token)
     return stopping.run(client, prepared.place.threads)
+
+
+def _run_together(
+    prepared: Prepared, i: int, known: Known, client: Client | None, recorded: Recorded | None
+) -> Known:
+    """Train a boosted model on several workers."""
+    step = prepared.program.passes[i]
+    assert client is not None
+    graph = GraphBuilder(graph_token(_token(prepared), i))
+    held = graph.hold("known", known).key
+    inputs = _inputs(graph, prepared, step, known, recorded)
+    options = (held, known), step, i + 1, prepared.room, recorded, prepared.shares, client
+    return finish_stream(step, known, train_together(graph, inputs, prepared.held_out, *options))
 
 
 def _run_refinements(
@@ -316,6 +342,7 @@ def plan(
     epochs: int | Epochs = 1,
     validation: Any = None,
     qid: Any = None,
+    shares: int | None = None,
     memory: int | str | None = None,
     client: Client | None = None,
 ) -> Plan:
@@ -340,7 +367,7 @@ def plan(
     >>> plan(StandardScaler(), da.ones((1000, 3), chunks=(250, 3))).n_passes
     1
     """
-    beside = {"validation": validation, "qid": qid}
+    beside = {"validation": validation, "qid": qid, "shares": shares}
     return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside).plan
 
 
@@ -353,6 +380,7 @@ def fit(
     epochs: int | Epochs = 1,
     validation: Any = None,
     qid: Any = None,
+    shares: int | None = None,
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -377,6 +405,10 @@ def fit(
     qid : str or collection, optional
         For XGBRanker and LGBMRanker: the column of X that numbers the group of each row, or a series or array of
         the same blocks. Rows of a group must stand together.
+    shares : int, optional
+        For XGBoost: into how many shares the rows are dealt, each with a learner of its own. The trees depend on the
+        blocks and on this number, not on the workers. Default: one where all workers are on this machine, else one
+        for each worker of the cluster.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
@@ -407,7 +439,7 @@ def fit(
     >>> fit(StandardScaler(), X).mean_
     array([5., 6.])
     """
-    beside = {"validation": validation, "qid": qid}
+    beside = {"validation": validation, "qid": qid, "shares": shares}
     prepared = prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside)
     if not compute:
         return delayed_fit(prepared)

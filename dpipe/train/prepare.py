@@ -26,7 +26,7 @@ from dpipe.planner import DataShape, Program, Resources, make_program
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import parse_bytes
 from dpipe.train.average import check_average
-from dpipe.train.boosting.inputs import check_given, take_apart
+from dpipe.train.boosting.inputs import check_given, check_shares, take_apart
 from dpipe.train.early_stop import Validation, open_validation, with_scoring
 from dpipe.train.resume import recorded_fit
 from dpipe.train.stream import told_classes
@@ -46,11 +46,18 @@ class Prepared:
     validation: Validation | None = None
     held_out: Source | None = None
     """The rows that a boosted model is watched on."""
+    shares: int = 1
+    """Into how many shares the rows are dealt that a boosted model learns."""
 
     @property
     def plan(self) -> Plan:
         """The record of what it will do."""
         return self.program.plan
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that a worker may take beside what its process does; None if no budget is given."""
+        return None if self.place.memory is None else self.place.memory - self.place.reserved
 
     def recorded(self, ledger: Ledger | Reading, name: str, note: Callable[[str], None]) -> Recorded:
         """Look up in a ledger what is done already."""
@@ -86,6 +93,7 @@ def prepare(
     workers: int | None = None,
     validation: Any = None,
     qid: Any = None,
+    shares: int | None = None,
 ) -> Prepared:
     """Check the input of a fit and plan it; nothing is computed."""
     if isinstance(estimator, type):
@@ -96,10 +104,10 @@ def prepare(
     budget = None if memory is None else parse_bytes(memory)
     own = getattr(estimator, "plan_own_fit", None)
     if own is not None:
-        if epochs != 1 or validation is not None or qid is not None:
+        if epochs != 1 or any(each is not None for each in (validation, qid, shares)):
             raise InputError(
-                f"epochs, validation and qid are not for a {type(estimator).__name__}: max_iter says how long its "
-                "candidates learn, and test_size what they are scored on. Leave them out."
+                f"epochs, validation, qid and shares are not for a {type(estimator).__name__}: max_iter says how "
+                "long its candidates learn, and test_size what they are scored on. Leave them out."
             )
         planned: Prepared = own(X, y, sample_weight, memory=budget, client=client, workers=workers)
         return planned
@@ -114,6 +122,7 @@ def prepare(
         workers=workers,
         held_out=given.held_out,
         grouped=qid is not None,
+        shares=shares,
     )
     _check_list(prepared.program.walk, X)
     return prepared
@@ -130,6 +139,7 @@ def prepare_source(
     weighted: bool | None = None,
     held_out: Source | None = None,
     grouped: bool = False,
+    shares: int | None = None,
 ) -> Prepared:
     """Plan a fit on a source that is open; `weighted` tells whether it is given the weights, if there are any."""
     seen = Epochs.of(epochs)
@@ -147,12 +157,13 @@ def prepare_source(
     _check_target(tree, source)
     check_given(tree, source, held_out, grouped=grouped)
     place = find_place(client, memory, source.n_blocks, workers)
+    n_shares = check_shares(tree, shares, place, source.n_blocks)
     shape = _shape(source)
     if held_out is not None:
         shape = replace(shape, held_out=held_out.rows)
-    program, place = _fitting_program(tree, shape, place, seen)
+    program, place = _fitting_program(tree, shape, place, seen, n_shares)
     watched_program = with_scoring(program, watched, source, seen)
-    return Prepared(source, watched_program, place, seen, watched, held_out)
+    return Prepared(source, watched_program, place, seen, watched, held_out, n_shares)
 
 
 def _check_list(tree: Walk, X: Any) -> None:
@@ -202,7 +213,9 @@ def _shape(source: Source) -> DataShape:
     )
 
 
-def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: Epochs) -> tuple[Program, Place]:
+def _fitting_program(
+    tree: Walk, shape: DataShape, place: Place, epochs: Epochs, shares: int
+) -> tuple[Program, Place]:
     """Plan with as many threads as the budget allows, where it is ours to choose them."""
     while True:
         folder = scratch_folder()
@@ -215,6 +228,7 @@ def _fitting_program(tree: Walk, shape: DataShape, place: Place, epochs: Epochs)
             scratch=folder,
             scratch_free=free_nbytes(folder) if place.near else None,
             available=psutil.virtual_memory().available if place.near else None,
+            shares=shares,
         )
         try:
             return make_program(tree, shape, resources, epochs=epochs), place

@@ -103,6 +103,14 @@ def boost(folder: Path, workdir: Path, client: Client | None) -> dict:
     return {**found, "rounds": len(learned)}
 
 
+def together(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """Boosted trees of two learners: on two workers if there is a cluster, else in this process."""
+    from xgboost import XGBClassifier
+
+    estimator = XGBClassifier(n_estimators=N_ROUNDS, subsample=0.7, n_jobs=1, random_state=0, max_depth=3)
+    return _train(make_pipeline(_columns(), estimator), folder, workdir, client, shares=2)
+
+
 def shuffled(folder: Path, workdir: Path, client: Client | None) -> dict:
     """The same, its rows mixed over several blocks."""
     estimator = make_pipeline(_columns(), SGDClassifier(random_state=0))
@@ -156,12 +164,12 @@ def _slow_frame(folder: Path):
     return read_parquet(folder / "data", block_nbytes="64 KiB").map_partitions(slow)
 
 
-def _train(estimator, folder: Path, workdir: Path, client: Client | None, epochs=1) -> dict:
+def _train(estimator, folder: Path, workdir: Path, client: Client | None, **options) -> dict:
     frame = _slow_frame(folder)
     print("begun", flush=True)
     with_warnings_off()
     fitted = dpipe.fit(
-        estimator, frame[[*NUMBERS, "kind"]], frame["label"], epochs=epochs, workdir=workdir, client=client
+        estimator, frame[[*NUMBERS, "kind"]], frame["label"], workdir=workdir, client=client, **options
     )
     passes = RunRecord.read(workdir / "run.json").passes
     return {
@@ -195,7 +203,9 @@ def predict(folder: Path, workdir: Path, client: Client | None) -> dict:
     }
 
 
-JOBS = {job.__name__: job for job in (fit, stream, shuffled, average, stopped, boost, search, predict)}
+JOBS = {
+    job.__name__: job for job in (fit, stream, shuffled, average, stopped, boost, together, search, predict)
+}
 
 
 def main() -> int:

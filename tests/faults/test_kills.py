@@ -97,6 +97,39 @@ def test_another_worker_goes_on_with_boosting(data, undisturbed, tmp_path):
         harness.check(harness.finish(process), wanted)
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["the one that records", "the other"])
+def test_a_worker_that_trains_together_with_another(victim, data, undisturbed, tmp_path):
+    """The one that is left learns both shares, from the last record on, to the bits of an undisturbed run."""
+    wanted = undisturbed("together").result
+    workdir = tmp_path / "run"
+    harness.TRIED.faults += 1
+    with harness.cluster(tmp_path) as cluster:
+        process = harness.start("together", data, workdir, cluster.address)
+        while not (found := _rounds_done(workdir)):
+            assert process.poll() is None
+        _, pid = found
+        chosen = [each for each in cluster.workers if (each.pid == pid) == (victim == "the one that records")]
+        chosen[0].kill()
+        harness.check(harness.finish(process), wanted)
+    # a model that begins anew would be recorded after the same rounds again
+    written = [said["key"] for said in _said(workdir) if said["what"].endswith("rounds")]
+    assert len(written) == len(set(written)) > 1
+    harness.TRIED.survived += 1
+
+
+def _said(workdir):
+    """What each record says of itself, those too that a later one has replaced."""
+    found = []
+    for path in sorted((workdir / "ledger").glob("[0-9]*.log")):
+        content, at = path.read_bytes(), 0
+        while (end := content.find(b"\n", at)) >= 0:
+            said = harness.json.loads(content[at:end])
+            found.append(said)
+            at = end + 1 + said["length"] + 1
+    return found
+
+
 def _rounds_done(workdir):
     """The rounds after which a booster was recorded last, and the process that did it; None if there is no record."""
     found = []

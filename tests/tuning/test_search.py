@@ -453,7 +453,7 @@ def test_a_budget_that_is_too_small():
 def test_epochs_are_its_own():
     with (
         raise_if_computes(),
-        pytest.raises(InputError, match="epochs, validation and qid are not for a Search"),
+        pytest.raises(InputError, match="epochs, validation, qid and shares are not for a Search"),
     ):
         dpipe.fit(dpipe.Search(SGDClassifier(), ALPHAS), DX, DY, epochs=3)
 

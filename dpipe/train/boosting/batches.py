@@ -76,13 +76,15 @@ class Batches:
     kept : sequence of Kept
     grouped : bool, default False
         Whether the last column of y tells the groups of a ranker. A group is never cut.
+    width : int, default 0
+        The number of columns, where there may be no rows to tell it: a single batch has none, then.
     """
 
-    def __init__(self, kept: Sequence[Kept], *, grouped: bool = False) -> None:
+    def __init__(self, kept: Sequence[Kept], *, grouped: bool = False, width: int = 0) -> None:
         self._kept = [each for each in kept if each.shape[0]]
         self._grouped = grouped
         self.n_rows = sum(each.shape[0] for each in self._kept)
-        self.width = self._kept[0].shape[1] if self._kept else 0
+        self.width = self._kept[0].shape[1] if self._kept else width
 
     def blocks(self) -> list[Kept]:
         """List the blocks that have rows."""
@@ -90,6 +92,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Go through the rows; what is given may be a view of scratch, and is read only."""
+        if not self._kept and self.width:
+            groups = np.empty(0, dtype=np.int64) if self._grouped else None
+            return iter([Batch(np.empty((0, self.width), dtype=np.float32), np.empty(0), None, groups)])
         return self._in_groups() if self._grouped else self._plain()
 
     def _plain(self) -> Iterator[Batch]:
@@ -131,7 +136,7 @@ class Batches:
             return y, w, None
         ids = y[:, -1]
         starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-        _check_contiguous(ids[starts], set())
+        check_contiguous(ids[starts], set())
         return y[:, 0], w, np.diff(np.append(starts, len(ids)))
 
 
@@ -166,11 +171,18 @@ def _numbered(rows: Rows, seen: set[float]) -> Batch:
     ids = _ids(rows)
     begins = np.append(True, ids[1:] != ids[:-1])
     first = len(seen)
-    _check_contiguous(ids[begins], seen)
+    check_contiguous(ids[begins], seen)
     return Batch(rows.X, rows.y[:, 0], rows.w, first + np.cumsum(begins) - 1)
 
 
-def _check_contiguous(ids: np.ndarray, seen: set[float]) -> None:
+def check_contiguous(ids: np.ndarray, seen: set[float]) -> None:
+    """Refuse a group that begins twice; `seen` are those that began before, and takes up these.
+
+    Raises
+    ------
+    InputError
+        If one does.
+    """
     before = len(seen)
     seen.update(ids.tolist())
     if len(seen) != before + len(ids):
@@ -178,14 +190,6 @@ def _check_contiguous(ids: np.ndarray, seen: set[float]) -> None:
             "qid: the rows of a group must stand together, but some group begins twice. Sort the rows by qid, as by "
             "dpipe.shuffle(frame, by='...') and a sort within each block."
         )
-
-
-def merged(kept: Sequence[Kept]) -> Tally:
-    """Add up what was read."""
-    tally = Tally()
-    for each in kept:
-        tally = tally.merge(each.tally)
-    return tally
 
 
 def group_weights(batch: Batch) -> np.ndarray | None:

@@ -7,12 +7,14 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from dpipe.cluster.local import Place
 from dpipe.collect.source import Source, open_source
 from dpipe.collect.split import split
 from dpipe.errors import InputError
-from dpipe.families.boosting import is_ranker, stops_early
+from dpipe.families.boosting import is_ranker, library_of, stops_early
 from dpipe.families.compose import Walk
 from dpipe.families.registry import Estimator
+from dpipe.sizes import counted
 
 
 class Given(NamedTuple):
@@ -149,3 +151,29 @@ def _check_outputs(estimator: Estimator) -> None:
         raise InputError(
             f"{type(estimator).__name__} learns one target, but y has several columns. Fit one model for each."
         )
+
+
+def check_shares(tree: Walk, shares: int | None, place: Place, n_blocks: int) -> int:
+    """Give the number of shares that the rows of a boosted model are dealt into; 1 for all other estimators.
+
+    Raises
+    ------
+    InputError
+        If it is not a number of shares that the estimator and the blocks allow.
+    """
+    root = tree.fits[tree.root].estimator
+    boosted = next((fit.estimator for fit in tree.fits if fit.way.kind == "boost"), None)
+    dealt = boosted is not None and library_of(boosted) == "xgboost"
+    if shares is None:
+        return 1 if place.near or not dealt else max(min(place.workers, n_blocks), 1)
+    if isinstance(shares, bool) or not isinstance(shares, int) or shares < 1:
+        raise InputError(f"shares must be an integer of at least 1, got {shares!r}.")
+    if not dealt and shares > 1:
+        name = type(root if boosted is None else boosted).__name__
+        raise InputError(f"shares={shares} is for the estimators of XGBoost, not for {name}. Leave it out.")
+    if shares > max(n_blocks, 1):
+        raise InputError(
+            f"shares={shares}, but the rows stand in {counted(n_blocks, 'block')}. Give at most that many, or "
+            "make smaller blocks."
+        )
+    return shares

@@ -1,58 +1,34 @@
 """A boosted model as a part of a fit's graph: one task a block keeps its rows in scratch, one task trains.
 
 The task that trains looks for the last record of its model when it begins: after a worker was lost it goes on there,
-on another one.
+on another one. Where several workers train a model together, `dpipe.train.boosting.team` leads them.
 """
 
-import contextlib
-import fcntl
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import psutil
 from dask.task_spec import List, TaskRef
-from distributed import get_worker
 
-from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import Tally
 from dpipe.collect.source import Source
-from dpipe.errors import InputError
-from dpipe.families.boosting import Footprint, Start, check_room, is_ranker, library_of, rounds_of
+from dpipe.errors import ClusterError, InputError
+from dpipe.families.boosting import is_ranker, library_of, rounds_of
 from dpipe.families.program import BoostKeeper, Known, ProgramPass, known_meta
 from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Place
-from dpipe.monitor.events import emit
 from dpipe.run.graph import GraphBuilder, Input, add_inputs
 from dpipe.run.recorded import Recorded
 from dpipe.train.boosting import lgbm, xgb
-from dpipe.train.boosting.batches import Batches, Kept, keep, merged, with_time
+from dpipe.train.boosting.batches import Kept, keep, with_time
 from dpipe.train.boosting.libraries import imported
-from dpipe.train.boosting.progress import Model, Progress, Recorder, RoundPages, read
+from dpipe.train.boosting.progress import Progress, Recorder, RoundPages, read
+from dpipe.train.boosting.rounds import Group, Job, Share, Task, learn, tracked
+from dpipe.train.boosting.shares import Extent, cut, extent, pieces
 
-_CACHE = "dpipe-boosting-"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the task that trains is told."""
-
-    step: ProgramPass
-    room: int | None
-    """Bytes that training may take; None: half of what is free where it runs."""
-    name: str
-    pages: RoundPages | None
-
-    @property
-    def estimator(self) -> Estimator:
-        """The unfitted estimator."""
-        assert self.step.learner is not None
-        return self.step.learner.estimator
+#: Learners of one process end together: they need not watch each other.
+_NO_LIMIT_S = 7 * 86_400
 
 
 def add_boosted(
@@ -64,6 +40,7 @@ def add_boosted(
     number: int,
     room: int | None,
     recorded: Recorded | None,
+    shares: int = 1,
 ) -> Any:
     """Add what trains a boosted model; the result is the key of ``((estimator, None), tally)``.
 
@@ -83,23 +60,39 @@ def add_boosted(
         Bytes that training may take.
     recorded : Recorded, optional
         The ledger's view: a model that is on record as finished reads nothing.
+    shares : int, default 1
+        Into how many shares the rows are dealt; all are learned in one task.
     """
+    job, beside = described(graph, inputs, held_out, step, number, room, recorded, shares)
+    held = graph.hold(f"{job.name}-job", job)
+    if job.pages is not None and job.pages.place is not None:
+        return graph.add(f"{job.name}-recall", recall, held, job.pages.place, TaskRef(known))
+    make = graph.hold(f"{job.name}-keep", BoostKeeper(step))
+    kept = [
+        List(*map(TaskRef, add_kept(graph, some, range(len(some)), make, TaskRef(known), step, part)))
+        for part, some in ((job.name, inputs), (f"{job.name}-held-out", beside))
+    ]
+    return graph.add(f"{job.name}-train", _train, held, *kept, TaskRef(known))
+
+
+def described(
+    graph: GraphBuilder,
+    inputs: Sequence[Input],
+    held_out: Source | None,
+    step: ProgramPass,
+    number: int,
+    room: int | None,
+    recorded: Recorded | None,
+    shares: int,
+) -> tuple[Job, list[Input]]:
+    """Describe what is to be trained, and give the blocks that are held out; see `add_boosted`."""
     shared = set(graph.tasks)
     beside = [] if held_out is None else add_inputs(graph, held_out, step.columns)
     added = {key: task for key, task in graph.tasks.items() if key not in shared}
-    name = f"pass{number}-boost"
-    job = Job(step, room, name, None)
+    job = Job(step, room, f"pass{number}-boost", None, shares)
     if recorded is not None:
         job = replace(job, pages=_pages(recorded, inputs, beside, added, job, f"pass {number}"))
-    held = graph.hold(f"{name}-job", job)
-    if job.pages is not None and job.pages.place is not None:
-        return graph.add(f"{name}-recall", _recall, held, job.pages.place, TaskRef(known))
-    make = graph.hold(f"{name}-keep", BoostKeeper(step))
-    kept = [
-        List(*_kept(graph, some, make, TaskRef(known), step.scratch or "", part))
-        for part, some in ((name, inputs), (f"{name}-held-out", beside))
-    ]
-    return graph.add(f"{name}-train", _train, held, *kept, TaskRef(known))
+    return job, beside
 
 
 def _pages(
@@ -112,126 +105,101 @@ def _pages(
 ) -> RoundPages | None:
     watched = recorded.keys_of(held_out, shared)
     library = library_of(job.estimator)
-    beside = [library, imported(library).__version__, "held out", *(watched or ())]
+    dealt = [] if job.shares == 1 else ["shares", str(job.shares)]
+    beside = [library, imported(library).__version__, *dealt, "held out", *(watched or ())]
     pen, key, place = recorded.rounds(inputs, beside, title)
     return RoundPages(pen, key, rounds_of(job.estimator), place) if key else None
 
 
-def _kept(
-    graph: GraphBuilder, inputs: Sequence[Input], make: TaskRef, known: TaskRef, folder: str, name: str
-) -> Iterator[TaskRef]:
-    """Add the tasks that keep some blocks in scratch."""
-    for i, each in enumerate(inputs):
-        place, progress = (folder, graph.token), (name, i, len(inputs))
+def add_kept(
+    graph: GraphBuilder,
+    inputs: Sequence[Input],
+    chosen: Sequence[int],
+    make: TaskRef,
+    known: TaskRef,
+    step: ProgramPass,
+    name: str,
+) -> Iterator[Any]:
+    """Add the tasks that keep some of the blocks in scratch; give their keys."""
+    for i in chosen:
+        each = inputs[i]
+        place, progress = (step.scratch or "", graph.token), (name, i, len(inputs))
         arguments = each.load, each.needs, each.at, make, known, place, progress
-        yield TaskRef(graph.add_block(name, i, keep, *arguments))
+        yield graph.add_block(name, i, keep, *arguments)
 
 
-def _recall(job: Job, place: Place, known: Known) -> tuple[tuple[Estimator, None], Tally]:
+def recall(job: Job, place: Place, known: Known) -> tuple[tuple[Estimator, None], Tally]:
+    """Give a finished model that is on record."""
     progress, tally = read(place)
-    return (_fitted(job, known, progress), None), tally.recalled()
+    return (fitted(job, known, progress), None), tally.recalled()
 
 
-def _fitted(job: Job, known: Known, progress: Progress) -> Estimator:
+def fitted(job: Job, known: Known, progress: Progress) -> Estimator:
+    """Give the estimator as its own `fit` would leave it."""
     fit = job.step.learner
     assert fit is not None
-    start: Start = known.starts[fit.index]
     make = xgb.fitted if library_of(job.estimator) == "xgboost" else lgbm.fitted
-    return make(job.estimator, start, known_meta(fit, known.fitted), progress)
+    return make(job.estimator, known.starts[fit.index], known_meta(fit, known.fitted), progress)
+
+
+def tallied(extents: Sequence[Extent]) -> Tally:
+    """Add up what was read."""
+    tally = Tally()
+    for each in extents:
+        tally = tally.merge(each.tally)
+    return tally
+
+
+def task_of(
+    job: Job, extents: Sequence[Extent], held_out: Sequence[Extent], begun: Progress, tally: Tally
+) -> Task | None:
+    """Say what is to be done; None if there are no rows to learn from.
+
+    Raises
+    ------
+    InputError
+        If there are no rows to watch it on.
+    """
+    width = max((each.shape[1] for each in extents), default=0)
+    if not any(each.shape[0] for each in extents):
+        return None
+    if held_out and not any(each.shape[0] for each in held_out):
+        raise InputError(f"{job.name}: validation has no rows. Check how they were chosen.")
+    return Task(job, begun, width, bool(held_out), tally)
 
 
 def _train(
     job: Job, kept: Sequence[Kept], held_out: Sequence[Kept], known: Known
 ) -> tuple[tuple[Estimator, None], Tally]:
     began = time.time()
-    give_back()  # what transforming the blocks has left in the heap
-    fit = job.step.learner
-    assert fit is not None
-    tally = merged(kept)
-    ranks = is_ranker(job.estimator)
-    train, watched = (Batches(each, grouped=ranks) for each in (kept, held_out))
-    if not train.n_rows:
-        return (None, None), tally
-    if held_out and not watched.n_rows:
-        raise InputError(f"{job.name}: validation has no rows. Check how they were chosen.")
+    grouped = is_ranker(job.estimator) and job.shares > 1
+    extents, watched = ([extent(each, grouped) for each in some] for some in (kept, held_out))
+    tally = tallied(extents)
     begun = Progress() if job.pages is None else job.pages.last()
-    start: Start = known.starts[fit.index]
-    cached = _is_cached(job, train.n_rows + watched.n_rows, train.width, start)
-    recorder = Recorder(job.pages, job.name, tally)
-    with cache_folder(job.step.scratch or "") if cached else contextlib.nullcontext() as folder:
-        make = xgb.XGBoostModel if library_of(job.estimator) == "xgboost" else lgbm.LightGBMModel
-        model = make(
-            job.estimator,
-            start,
-            known_meta(fit, known.fitted),
-            train,
-            watched if held_out else None,
-            begun,
-            folder,
-            _threads(),
-        )
-        give_back()  # what finding the bins has left
-        progress = _rounds(job, model, begun, recorder, tally.rows)
-        del model
-    recorder.conclude(progress)
-    return (_fitted(job, known, progress), None), with_time(tally, began)
+    task = task_of(job, extents, watched, begun, tally)
+    if task is None:
+        return (None, None), tally
+    if job.shares == 1:
+        progress = learn(task, [Share(kept, held_out)], known, _always)
+    else:
+        parts = [
+            [[cut(some[piece.block], piece) for piece in share] for share in dealt]
+            for some, dealt in (
+                (kept, pieces(extents, job.shares)),
+                (held_out, pieces(watched, job.shares)),
+            )
+        ]
+        with tracked(job.shares) as arguments:
+            together = replace(task, group=Group(arguments, 0, _NO_LIMIT_S))
+            progress = learn(together, [Share(*each) for each in zip(*parts, strict=True)], known, _always)
+        if not progress.finished:
+            raise ClusterError(
+                f"{job.name}: the learners of this process have lost each other. Run again: with a workdir, training "
+                "goes on from its last record."
+            )
+    Recorder(job.pages, job.name, tally).conclude(progress)
+    return (fitted(job, known, progress), None), with_time(tally, began)
 
 
-def _rounds(job: Job, model: Model, begun: Progress, recorder: Recorder, rows: int) -> Progress:
-    """Learn round after round, from where it was left."""
-    i = begun.n_rounds
-    # a model that was killed after its last round, and before it was concluded
-    done = i > 0 and model.stop(i - 1)
-    while not done:
-        model.update(i)
-        done = model.stop(i)
-        i += 1
-        total = rounds_of(job.estimator)
-        emit({"pass": f"{job.name} rounds", "block": i, "n_blocks": total, "rows": rows, "nbytes": 0})
-        if not done:
-            recorder.record(model, i)
-    return Progress(model.model(), i, tuple(model.history), finished=True)
-
-
-def _is_cached(job: Job, rows: int, width: int, start: Start) -> bool:
-    """Tell whether bins are cached on disk: where they do not fit the memory.
-
-    Raises
-    ------
-    MemoryLimitError
-        If training does not fit then, either.
-    """
-    n_outputs = 1 if start.classes is None or len(start.classes) == 2 else len(start.classes)
-    room = psutil.virtual_memory().available // 2 if job.room is None else job.room
-    footprint = Footprint.of(job.estimator, rows, width, n_outputs=n_outputs)
-    if job.room is not None:
-        check_room(job.estimator, footprint, (rows, width), room)
-    return not footprint.fits(room)
-
-
-def _threads() -> int | None:
-    """Give the threads of the worker that this task runs on; None where all of the machine's are ours."""
-    try:
-        worker = get_worker()
-    except ValueError:
-        return None
-    return None if worker.address.startswith("inproc://") else int(worker.state.nthreads)
-
-
-@contextlib.contextmanager
-def cache_folder(scratch: str) -> Iterator[str]:
-    """Make a folder for XGBoost's cache, which opens its files by name, and remove it at the end.
-
-    Those of processes that were killed are removed, too: a lock tells whether the owner still lives.
-    """
-    for old in Path(scratch).glob(f"{_CACHE}*"):
-        with contextlib.suppress(OSError), (old / "lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=_CACHE, dir=scratch)
-    try:
-        with open(os.path.join(folder, "lock"), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _always() -> bool:
+    return True

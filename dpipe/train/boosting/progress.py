@@ -21,6 +21,10 @@ STRETCH = 10
 _WORTH_TIMES = 100
 
 
+class GroupBroken(Exception):
+    """Another learner of those that train a model together is lost; never seen by a caller."""
+
+
 class Watched(NamedTuple):
     """What a metric was after a round, on the rows that are held out."""
 
@@ -134,17 +138,26 @@ class Recorder:
     pages: RoundPages | None
     name: str
     tally: Tally
+    remembers: bool = False
+    """Whether the last model is kept in memory, too: for the others, if this process is the one that is left."""
+    last: Progress = field(default_factory=Progress)
     _due: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def record(self, model: Model, n_rounds: int) -> None:
         """Write the model down after some rounds, if it is time and if training could go on from there."""
-        if self.pages is None or self.pages.pen is None or not model.resumable:
+        writes = self.pages is not None and self.pages.pen is not None
+        if not (writes or self.remembers) or not model.resumable:
             return
         if (model.sampled and n_rounds % STRETCH) or time.monotonic() < self._due:
             return
         began = time.monotonic()
-        self._write(self.pages.key(n_rounds), Progress(model.model(), n_rounds, tuple(model.history)))
+        progress = Progress(model.model(), n_rounds, tuple(model.history))
+        if self.remembers:
+            self.last = progress
+        if writes:
+            assert self.pages is not None
+            self._write(self.pages.key(n_rounds), progress)
         now = time.monotonic()
         self._due = now + _WORTH_TIMES * (now - began)
 

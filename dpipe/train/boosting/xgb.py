@@ -3,10 +3,12 @@
 The parameters and the fitted object are those of XGBoost's own scikit-learn interface.
 """
 
+import ctypes
 import os
 import re
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +21,7 @@ from dpipe.families.boosting import Start, is_ranker, rounds_of, stops_early
 from dpipe.families.registry import Estimator, Meta
 from dpipe.train.boosting.batches import Batch, Batches, group_weights
 from dpipe.train.boosting.libraries import imported
-from dpipe.train.boosting.progress import STRETCH, Progress, Watched, best_round, seed_of
+from dpipe.train.boosting.progress import STRETCH, GroupBroken, Progress, Watched, best_round, seed_of
 
 _SAMPLING = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
 #: What the scikit-learn interface calls the rows that are held out.
@@ -262,13 +264,45 @@ def _type_of(dtype: Any) -> str:
     return "int" if pd.api.types.is_integer_dtype(dtype) else "float"
 
 
+def _say(message: bytes) -> None:
+    """Say what XGBoost says, but for who has which rank: it cannot be told not to."""
+    if b" got rank " not in message:
+        print(message.decode(errors="replace").rstrip(), file=sys.stderr)
+
+
+_log = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_say)
+
+
+@contextmanager
+def joined(arguments: Mapping[str, Any], rank: int, timeout_s: int) -> Iterator[None]:
+    """Join the learners that train one model together, in this thread, which must have been made for that.
+
+    Raises
+    ------
+    GroupBroken
+        If one of them is lost, or the group does not come about.
+    """
+    xgboost = imported("xgboost")
+    xgboost.core._LIB.XGBRegisterLogCallback(_log)  # of this thread
+    try:
+        # ranks are given out in the order of the names
+        with xgboost.collective.CommunicatorContext(
+            **arguments, dmlc_task_id=f"{rank:06d}", dmlc_timeout=timeout_s
+        ):
+            yield
+    except xgboost.core.XGBoostError as err:
+        raise GroupBroken(str(err).partition("Stack trace:")[0].strip()) from err
+
+
 @contextmanager
 def _explained(estimator: Estimator) -> Iterator[None]:
-    """Say what XGBoost refuses, without the addresses of its functions."""
+    """Say what XGBoost refuses, without the addresses of its functions; tell apart a lost connection to others."""
     try:
         yield
     except imported("xgboost").core.XGBoostError as err:
         said = str(err).partition("Stack trace:")[0].strip()
+        if "/collective/" in said:
+            raise GroupBroken(said) from err
         # without the time and the line of its source; it may list all objectives that there are
         said = re.sub(r"^(\[[^\]]*\] )?(/\S+:\d+: )?(Check failed: [^:]*: )?", "", said)
         said = textwrap.shorten(said, 300, placeholder=" ...")

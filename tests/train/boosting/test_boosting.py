@@ -23,6 +23,7 @@ from xgboost import XGBClassifier, XGBRanker, XGBRegressor, XGBRFClassifier, XGB
 
 import dpipe
 from dpipe.errors import InputError, MemoryLimitError, UnsupportedEstimatorError
+from dpipe.families.boosting import Footprint
 from tests.helpers import raise_if_computes
 from tests.train.boosting.rows import (
     N_ROWS,
@@ -310,7 +311,7 @@ def test_bins_on_disk_give_the_same_trees(tmp_path, monkeypatch):
     monkeypatch.setattr("dpipe.families.boosting.Footprint.fits", lambda self, room: self.on_disk is None)
     seen = []
     monkeypatch.setattr(
-        "dpipe.train.boosting.job.emit", lambda event: seen.append(list(tmp_path.rglob("*.page")))
+        "dpipe.train.boosting.rounds.emit", lambda event: seen.append(list(tmp_path.rglob("*.page")))
     )
     outside = dpipe.fit(estimator, X, y, validation=(X, y))
     assert seen
@@ -320,11 +321,11 @@ def test_bins_on_disk_give_the_same_trees(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_has_cached_is_removed(tmp_path):
-    from dpipe.train.boosting.job import cache_folder
+    from dpipe.train.boosting.rounds import cache_folder
 
     program = (
         "import os, sys\n"
-        "from dpipe.train.boosting.job import cache_folder\n"
+        "from dpipe.train.boosting.rounds import cache_folder\n"
         "with cache_folder(sys.argv[1]) as folder:\n"
         "    open(os.path.join(folder, 'bins'), 'wb').write(bytes(1000))\n"
         "    os._exit(1)\n"
@@ -375,6 +376,31 @@ def test_a_budget_that_is_too_small(estimator):
     X, y = da.random.random((10_000_000, 20), chunks=(100_000, 20)), da.zeros(10_000_000, chunks=100_000)
     with raise_if_computes(), pytest.raises(MemoryLimitError, match="10,000,000 rows of 20 columns needs"):
         dpipe.plan(estimator, X, y, memory="700 MiB")
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "n_more"),
+    [
+        (LGBMRegressor(num_leaves=31), LGBMRegressor(num_leaves=1031), 1000 * 255),
+        (LGBMRegressor(max_bin=63), LGBMRegressor(max_bin=255), 31 * 192),
+        (LGBMRegressor(max_bins=63), LGBMRegressor(), 31 * 192),
+        (XGBRegressor(), XGBRegressor(max_depth=9), (511 - 63) * 256),
+        (XGBRegressor(max_depth=9, max_leaves=50), XGBRegressor(max_depth=9, max_leaves=60), 20 * 256),
+        (XGBRegressor(max_depth=16), XGBRegressor(max_depth=0), 256),
+    ],
+)
+def test_histograms_of_wide_data_and_large_trees_are_projected(small, large, n_more):
+    few, many = (Footprint.of(estimator, 1_000_000, 1000) for estimator in (small, large))
+    assert many.in_memory - few.in_memory in (n_more * 16_000, n_more * 16_000 + 1)
+
+
+def test_a_budget_that_is_too_small_for_the_histograms():
+    X = da.random.random((1_000_000, 300), chunks=(100_000, 300))
+    y = da.zeros(1_000_000, chunks=100_000)
+    memory = psutil.Process().memory_info().rss + (2 << 30)
+    dpipe.plan(LGBMRegressor(), X, y, memory=memory)
+    with pytest.raises(MemoryLimitError, match="1,000,000 rows of 300 columns needs .* fewer leaves or bins"):
+        dpipe.plan(LGBMRegressor(num_leaves=4095), X, y, memory=memory)
 
 
 def test_a_budget_that_is_too_small_for_rows_that_are_counted_late():
