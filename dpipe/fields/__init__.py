@@ -2,5 +2,16 @@
 
 from dpipe.fields.climate import anomalies, climatology
 from dpipe.fields.trends import detrend, moments, standardise, trend
+from dpipe.fields.windows import coarsen, lags, rolling
 
-__all__ = ["anomalies", "climatology", "detrend", "moments", "standardise", "trend"]
+__all__ = [
+    "anomalies",
+    "climatology",
+    "coarsen",
+    "detrend",
+    "lags",
+    "moments",
+    "rolling",
+    "standardise",
+    "trend",
+]

@@ -47,7 +47,8 @@ def trend(x: xr.DataArray, dim: Hashable = "time", *, memory: int | str | None =
     -------
     xarray.Dataset
         ``slope``, a day or a unit of the coordinate, and ``intercept``, at the coordinate ``origin``, the first step;
-        lazy, float64, without `dim`. Missing values are left out: a cell with one step has a slope of 0, one with none NaN.
+        lazy, float64, without `dim`. Missing values are left out: a cell with one step has a slope of 0, one
+        with none NaN.
 
     Raises
     ------
