@@ -177,6 +177,6 @@ def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: 
         region, chunk = sizes[number], x.data.chunksize[number]
         warnings.warn(
             f"{who}: along {dim!r} each block needs {region} elements, and the chunks hold {chunk}: very many "
-            f"blocks are read for each. Read larger ones: x.chunk({{{str(dim)!r}: {4 * region}}}).",
+            f"blocks are read for each. Read larger ones: x.chunk({{{str(dim)!r}: {min(4 * region, x.shape[number])}}}).",
             stacklevel=4,
         )

@@ -61,7 +61,7 @@ def test_bits_depend_on_the_blocks_alone():
     x = field(400, 3, 2).chunk(time=7)
     whole = fields.climatology(x, "month", memory="1 GiB").values
     # a budget for a few groups at a time
-    few = fields.climatology(x, "month", memory=4000)
+    few = fields.climatology(x, "month", memory=1500)
     assert few.data.numblocks[0] > 1
     assert few.values.tobytes() == whole.tobytes()
     with dask.config.set(scheduler="threads", num_workers=3):

@@ -95,6 +95,6 @@ def test_bad_input():
 def test_windows_over_very_many_blocks_are_warned_of():
     x = field(40, 2, 2).chunk(time=1)
     with pytest.warns(
-        UserWarning, match=r"needs 30 elements, and the chunks hold 1.*x.chunk\(\{'time': 120\}\)"
+        UserWarning, match=r"needs 30 elements, and the chunks hold 1.*x.chunk\(\{'time': 40\}\)"
     ):
         fields.rolling(x, {"time": 30})
