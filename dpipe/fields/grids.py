@@ -103,7 +103,7 @@ def _regrid(x: xr.DataArray, *, target: Any, method: str, min_cover: float, memo
         centres = np.asarray(target[dim], dtype=np.float64)
         matrix = _Dim.of(x, dim).weights(centres, method)
         axes.append(_weighing_axis(matrix, chunks))
-        coords[dim] = xr.DataArray(centres, dims=dim, attrs=x[dim].attrs)
+        coords[dim] = xr.DataArray(centres, dims=[dim], attrs=x[dim].attrs)
     check_regions(x, axes, 40 / x.dtype.itemsize, memory, "regrid")
     kernel = _Weigh(min_cover, x.dtype if x.dtype.kind == "f" else np.dtype(np.float64))
     name = (

@@ -244,7 +244,7 @@ class _Places:
         if missing or not dims:
             named = ", ".join(map(repr, missing)) or "named to split by"
             raise InputError(f"{who}: there is no dim {named}. It has: {', '.join(map(repr, x.dims))}.")
-        like = x if isinstance(x, xr.DataArray) else x.coords.to_dataset()
+        like: Any = x if isinstance(x, xr.DataArray) else x.coords.to_dataset()
         values = tuple(as_numbers(like, dim, who) for dim in dims)
         indexes = tuple(x.indexes[d] if d in x.indexes else pd.RangeIndex(x.sizes[d]) for d in dims)
         around = tuple(
@@ -347,5 +347,5 @@ class _Places:
         ]
         if len(parts) == 1:
             return parts[0]
-        only = {"data_vars": "minimal"} if isinstance(x, xr.Dataset) else {}
+        only: dict[str, Any] = {"data_vars": "minimal"} if isinstance(x, xr.Dataset) else {}
         return xr.concat(parts, dim, coords="minimal", compat="override", join="override", **only)
