@@ -175,8 +175,9 @@ def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: 
     for dim in dims:
         number = x.get_axis_num(dim)
         region, chunk = sizes[number], x.data.chunksize[number]
+        better = min(4 * region, x.shape[number])
         warnings.warn(
             f"{who}: along {dim!r} each block needs {region} elements, and the chunks hold {chunk}: very many "
-            f"blocks are read for each. Read larger ones: x.chunk({{{str(dim)!r}: {min(4 * region, x.shape[number])}}}).",
+            f"blocks are read for each. Read larger ones: x.chunk({{{str(dim)!r}: {better}}}).",
             stacklevel=4,
         )
