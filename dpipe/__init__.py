@@ -1,5 +1,6 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
 
+from dpipe import fields
 from dpipe.collect.contract import Contract
 from dpipe.collect.csv import read_csv
 from dpipe.collect.drift import drift
@@ -34,6 +35,7 @@ __all__ = [
     "check_leaks",
     "drift",
     "estimators",
+    "fields",
     "fit",
     "folds",
     "load",

@@ -27,6 +27,7 @@ ORDER = (
     "composites",
     "planner",
     "families",
+    "fields",
     "run",
     "ledger",
     "collect",

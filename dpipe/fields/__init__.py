@@ -1,0 +1,23 @@
+"""Preprocess gridded data: functions from xarray to xarray, lazy, block by block."""
+
+from dpipe.fields.climate import anomalies, climatology
+from dpipe.fields.grids import regrid
+from dpipe.fields.splits import check_leaks, folds, split
+from dpipe.fields.trends import detrend, moments, standardise, trend
+from dpipe.fields.windows import coarsen, lags, rolling
+
+__all__ = [
+    "anomalies",
+    "check_leaks",
+    "climatology",
+    "coarsen",
+    "detrend",
+    "folds",
+    "lags",
+    "moments",
+    "regrid",
+    "rolling",
+    "split",
+    "standardise",
+    "trend",
+]

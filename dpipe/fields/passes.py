@@ -1,0 +1,255 @@
+"""Graphs of readings: fold blocks into small states, and map blocks beside what was found.
+
+A task loads its blocks itself, one after the other, by running the tasks that only they need. A second reading is
+thereby a reading of its own, which waits for what the first one finds: blocks are never held from one to the other.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import List, Task, TaskRef
+from dask.tokenize import tokenize
+
+from dpipe.blocks.cells import steps_first
+from dpipe.collect.loads import Graph, own_tasks
+
+#: Blocks that one task goes through.
+RUN = 16
+#: At most so many chains of tasks fold the blocks of one state, beside each other.
+LANES = 8
+#: What their states may take together, in bytes. It is no matter of the budget: bits depend on the lanes.
+_LANES_NBYTES = 2**27
+
+
+@dataclass(frozen=True)
+class BlockLoad:
+    """Load one block of an array by the tasks that only this block needs."""
+
+    tasks: Graph
+    output: Any
+    needs: tuple[Any, ...]
+    """Keys of what several blocks need."""
+
+    def __call__(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Run the tasks in their order."""
+        values = dict(zip(self.needs, inputs, strict=True))
+        for key, task in self.tasks.items():
+            values[key] = task({k: values[k] for k in task.dependencies})
+        return np.asarray(values[self.output])
+
+    @property
+    def refs(self) -> List:
+        """What the load waits for, as an argument of a task."""
+        return List(*map(TaskRef, self.needs))
+
+
+@dataclass
+class Reading:
+    """One reading of the blocks of an array.
+
+    Attributes
+    ----------
+    loads : dict of tuple of int to BlockLoad
+        By the place of the block.
+    tasks : dict
+        Tasks that several blocks need, by keys that belong to this reading, and those that were added.
+    """
+
+    data: da.Array
+    token: str
+    loads: dict[tuple[int, ...], BlockLoad] = field(default_factory=dict)
+    tasks: Graph = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: da.Array, purpose: str) -> "Reading":
+        """Open the blocks of an array for one purpose; readings for different ones share nothing."""
+        token = f"{purpose}-{tokenize(data.name, data.chunks, purpose)}"
+        (optimised,) = dask.optimize(data)
+        places = list(np.ndindex(data.numblocks))
+        keys = [(optimised.name, *place) for place in places]
+        graph, outside, own = own_tasks(dict(optimised.__dask_graph__()), keys)
+        renamed = {key: f"{token}-shared-{i}" for i, key in enumerate(sorted(outside & set(graph), key=str))}
+        tasks = {renamed[key]: graph[key].substitute(renamed, key=renamed[key]) for key in renamed}
+        tasks |= {key: optimised.__dask_graph__()[key] for key in outside - set(graph)}
+        loads = {}
+        for place, key, (mine, needs) in zip(places, keys, own, strict=True):
+            mine = {name: task.substitute(renamed) for name, task in mine.items()}
+            loads[place] = BlockLoad(mine, renamed.get(key, key), tuple(renamed.get(k, k) for k in needs))
+        return cls(data, token, loads, tasks)
+
+    def array(
+        self, name: str, tasks: Graph, chunks: Any, dtype: Any, dependencies: Sequence[Any] = ()
+    ) -> da.Array:
+        """Make an array of tasks that belong to this reading.
+
+        Parameters
+        ----------
+        name : str
+            The first part of the keys in `tasks`.
+        tasks : dict
+        chunks : tuple of tuple of int
+        dtype : dtype
+        dependencies : sequence of dask.array.Array
+            Other arrays whose blocks the tasks need.
+        """
+        graph = HighLevelGraph.from_collections(
+            name, {**self.tasks, **tasks}, dependencies=list(dependencies)
+        )
+        return da.Array(graph, name, chunks, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How the states of a reading are made."""
+
+    kind: Any
+    """Their class, with `empty`, `add` and `merged`."""
+    axes: tuple[int, ...]
+    """Axes of a block that are its steps, in order."""
+
+
+def fold_blocks(
+    reading: Reading,
+    name: str,
+    fold: Fold,
+    begin: tuple[Any, ...],
+    blocks: Sequence[tuple[int, tuple[int, ...], Any]],
+    lanes: int,
+) -> Any:
+    """Add the tasks that fold some blocks into one state; give its key.
+
+    Parameters
+    ----------
+    reading : Reading
+    name : str
+        The first part of the keys.
+    fold : Fold
+    begin : tuple
+        Arguments of the `empty` of the state.
+    blocks : sequence of (lane, place, argument)
+        In the order in which they are added; `argument` goes with the block to the `add` of the state.
+    lanes : int
+        How many lanes there are in all.
+    """
+    ends = []
+    for lane in range(lanes):
+        mine = [(place, argument) for number, place, argument in blocks if number == lane]
+        before: Any = None
+        for i in range(0, len(mine), RUN):
+            run = mine[i : i + RUN]
+            key = f"{name}-lane{lane}-{i}"
+            loads = tuple(reading.loads[place] for place, _ in run)
+            arguments = tuple(argument for _, argument in run)
+            waits = List(*(load.refs for load in loads))
+            given = None if before is None else TaskRef(before)
+            reading.tasks[key] = Task(key, _folded, fold, begin, given, loads, arguments, waits)
+            before = key
+        if before is not None:
+            ends.append(before)
+    if len(ends) == 1:
+        return ends[0]
+    key = f"{name}-merged"
+    reading.tasks[key] = Task(key, _merged, fold, begin, List(*map(TaskRef, ends)))
+    return key
+
+
+def _folded(
+    fold: Fold,
+    begin: tuple[Any, ...],
+    before: Any,
+    loads: Sequence[BlockLoad],
+    arguments: Sequence[Any],
+    inputs: Sequence[Sequence[Any]],
+) -> Any:
+    # what another task has given is never changed
+    state = fold.kind.empty(*begin) if before is None else fold.kind.merged([before])
+    for load, argument, given in zip(loads, arguments, inputs, strict=True):
+        state.add(steps_first(load(given), fold.axes), argument)
+    return state
+
+
+def _merged(fold: Fold, begin: tuple[Any, ...], parts: Sequence[Any]) -> Any:
+    return fold.kind.merged(parts) if parts else fold.kind.empty(*begin)
+
+
+def lanes_of(n_blocks: int, state_nbytes: int) -> int:
+    """Choose how many chains of tasks fold `n_blocks` into one state: a matter of sizes alone.
+
+    Examples
+    --------
+    >>> lanes_of(1000, 8), lanes_of(1000, 2**30), lanes_of(3, 8)
+    (8, 1, 1)
+    """
+    return max(1, min(LANES, _LANES_NBYTES // max(state_nbytes, 1), n_blocks // 2))
+
+
+def map_blocks_beside(
+    reading: Reading,
+    name: str,
+    function: Callable[..., np.ndarray],
+    arguments: Callable[[tuple[int, ...]], tuple[Any, ...]],
+    dtype: Any,
+    others: Sequence[da.Array],
+) -> da.Array:
+    """Apply a function to each block that a reading loads, beside what other arrays hold.
+
+    Parameters
+    ----------
+    reading : Reading
+    name : str
+        The first part of the keys.
+    function : callable ``(block, *arguments) -> block``
+    arguments : callable
+        Gives the arguments for the block at a place: values, and references to blocks of `others`.
+    dtype : dtype
+    others : sequence of dask.array.Array
+
+    Returns
+    -------
+    dask.array.Array
+        In the same chunks.
+    """
+    tasks = {}
+    for place, load in reading.loads.items():
+        key = (name, *place)
+        tasks[key] = Task(key, _loaded_beside, function, load, load.refs, *arguments(place))
+    return reading.array(name, tasks, reading.data.chunks, dtype, others)
+
+
+def _loaded_beside(
+    function: Callable[..., np.ndarray], load: BlockLoad, inputs: Sequence[Any], *arguments: Any
+) -> np.ndarray:
+    return function(load(inputs), *arguments)
+
+
+def block_ref(array: da.Array, place: Sequence[int]) -> TaskRef:
+    """Refer to a block, as an argument of a task."""
+    return TaskRef((array.name, *place))
+
+
+def starts_of(sizes: Sequence[int]) -> list[int]:
+    """Give where each block begins.
+
+    Examples
+    --------
+    >>> starts_of((3, 2, 4))
+    [0, 3, 5]
+    """
+    return [0, *np.cumsum(sizes)[:-1].tolist()]
+
+
+def blocks_over(numblocks: Sequence[int], kept: dict[int, int]) -> list[tuple[int, ...]]:
+    """List the places of the blocks that stand at given numbers along the kept axes.
+
+    Examples
+    --------
+    >>> blocks_over((2, 3), {1: 2})
+    [(0, 2), (1, 2)]
+    """
+    return list(itertools.product(*([kept[i]] if i in kept else range(n) for i, n in enumerate(numblocks))))
