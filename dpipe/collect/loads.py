@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -248,17 +248,27 @@ def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tupl
     so does what a cluster holds already: its futures.
     """
     keys = list(flatten(packed.__dask_keys__()))
+    shared, divided = divide_tasks(given, keys)
+    loads: list[WholeLoad] = [
+        GraphLoad(own, output, needs, present, f"block {i}")
+        for i, (output, (own, needs)) in enumerate(zip(keys, divided, strict=True))
+    ]
+    return shared, loads
+
+
+def divide_tasks(given: Graph, keys: Sequence[Any]) -> tuple[Graph, list[tuple[Graph, tuple[Any, ...]]]]:
+    """Divide a graph into tasks that several outputs share, and for each output its own, with what they wait for."""
     graph = convert_legacy_graph(given)
     reach = [_ancestors(graph, key) for key in keys]
     users = Counter(key for ancestors in reach for key in ancestors)
     outside = {key for key, n in users.items() if n > 1 or key not in graph}
-    loads: list[WholeLoad] = []
-    for i, (output, ordered) in enumerate(zip(keys, reach, strict=True)):
+    divided = []
+    for output, ordered in zip(keys, reach, strict=True):
         own = {key: graph[key] for key in ordered if key not in outside}
         needs = {k for task in own.values() for k in task.dependencies if k in outside}
         needs |= {output} & outside
-        loads.append(GraphLoad(own, output, tuple(sorted(needs, key=str)), present, f"block {i}"))
-    return {key: graph[key] if key in graph else given[key] for key in outside}, loads
+        divided.append((own, tuple(sorted(needs, key=str))))
+    return {key: graph[key] if key in graph else given[key] for key in outside}, divided
 
 
 def _ancestors(graph: Mapping[Any, GraphNode], output: Any) -> list[Any]:
