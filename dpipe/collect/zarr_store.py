@@ -268,4 +268,5 @@ def check_store(path: Any) -> str:
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"{path!r} is no path of a Zarr store. Give a folder or a URL.")
-    return os.path.expanduser(os.fspath(path))
+    text = os.path.expanduser(os.fspath(path))
+    return text if is_remote(text) else os.path.abspath(text)

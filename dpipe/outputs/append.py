@@ -19,8 +19,8 @@ from dpipe.errors import InputError, OutputError
 from dpipe.ledger.book import Ledger
 from dpipe.ledger.fingerprint import joined
 from dpipe.outputs.manifest import MANIFEST, UNFINISHED, FileEntry, finished
-from dpipe.outputs.rechunk import DRAFT, SourceArray, copied
-from dpipe.outputs.rechunk_plan import check_room, opened, planned
+from dpipe.outputs.rechunk import DRAFT, SourceArray, block_fingerprints, copied, fingerprint_of
+from dpipe.outputs.rechunk_plan import check_room, lazy_names, opened, planned
 from dpipe.sizes import parse_bytes
 
 #: The list of what is to be moved into the store; with it, appending cannot fail any more but be finished.
@@ -75,7 +75,7 @@ def append_zarr(
     >>> dpipe.open_zarr(folder)["t"].values
     array([0, 0, 0, 3, 3, 3])
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # workers may run elsewhere
     _recover(folder)
     manifest = finished(folder) if folder.is_dir() else None
     if manifest is None or not (folder / "zarr.json").exists():
@@ -96,7 +96,9 @@ def append_zarr(
     check_room(plan)
     with Ledger(folder / UNFINISHED) as ledger:
         made = [each.taken_apart(plan.arrays.get(each.name)) for each in arrays]
-        key = joined("append", dim, *(key for each in made for key in each.keys))
+        sources = [new.variables[name].data for name in lazy_names(new)]
+        blocks = [found for data in sources for found in block_fingerprints(data)]
+        key = joined("append", dim, fingerprint_of(new), *blocks)
         if manifest["blocks"][-1:] != [key]:
             _check_order(new, old, dim, folder)
             files = dict(manifest["files"])
@@ -113,7 +115,7 @@ def append_zarr(
             )
     _recover(folder)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    return folder
+    return Path(path)
 
 
 def _check_fits(new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> None:

@@ -169,7 +169,7 @@ def rechunk(
     dataset = opened(source)
     targets = target_chunks(dataset, chunks, access, parse_bytes(chunk_nbytes))
     place = _place(dataset, memory, client)
-    folder = Path(path)
+    folder = Path(path).absolute()  # workers may run elsewhere
     plan = planned(dataset.variables, targets, place, _between(folder, scratch))
     check_room(plan, _held_nbytes(plan.between))
     check_folder(folder, overwrite)
@@ -180,8 +180,9 @@ def rechunk(
         if plan.limit_nbytes != before:
             ledger.pen.write(_LIMIT, str(plan.limit_nbytes).encode())
         _written(dataset, plan, folder, ledger, replace(place, threads=plan.threads), overwrite=overwrite)
+    shutil.rmtree(plan.between, ignore_errors=True)
     shutil.rmtree(folder / UNFINISHED)
-    return folder
+    return Path(path)
 
 
 def _limit_before(ledger: Ledger) -> int | None:
@@ -245,6 +246,19 @@ def fingerprint_of(dataset: xr.Dataset) -> str:
         return uuid.uuid4().hex
 
 
+def block_fingerprints(array: da.Array) -> list[str]:
+    """Fingerprint what computes each block of an array; what cannot be looked into is new each time."""
+    graph = convert_legacy_graph(dict(array.__dask_graph__()))
+    taker, known = Fingerprinter(), dict[Any, str]()
+    found = []
+    for place in np.ndindex(array.numblocks):
+        try:
+            found.append(followed(taker, graph, (array.name, *place), known))
+        except Unknowable:
+            found.append(uuid.uuid4().hex)
+    return found
+
+
 @dataclass(frozen=True)
 class SourceArray:
     """One lazy array that is to be copied, and what computes its blocks."""
@@ -260,23 +274,16 @@ class SourceArray:
     def of(cls, name: str, array: da.Array, plan: CopyPlan) -> "SourceArray":
         """Take an array apart: what computes each block, and what it follows from."""
         (optimised,) = dask.optimize(array)
+        # optimising loses the futures of an array that a cluster holds
         given = {**array.__dask_graph__(), **optimised.__dask_graph__()}
-        # an optimised graph holds what its keys need; what it lacks is held by a cluster
-        graph = convert_legacy_graph(dict(optimised.__dask_graph__()))
-        places = [place for place, _ in regions(plan.source)]
-        shared, divided = divide_tasks(
-            {key: graph.get(key, given[key]) for key in {*graph, *(given.keys() - graph.keys())}},
-            [(optimised.name, *place) for place in places],
-        )
-        taker, known = Fingerprinter(), dict[Any, str]()
-        blocks, found = {}, {}
-        for (place, where), (own, needs) in zip(regions(plan.source), divided, strict=True):
-            output = (optimised.name, *place)
-            blocks[place] = BlockLoad(own, output, needs, where)
-            try:
-                found[place] = followed(taker, graph, output, known)
-            except Unknowable:
-                found[place] = uuid.uuid4().hex
+        places = [(place, where) for place, where in regions(plan.source)]
+        outputs = [(optimised.name, *place) for place, _ in places]
+        shared, divided = divide_tasks(given, outputs)
+        blocks = {
+            place: BlockLoad(own, output, needs, where)
+            for (place, where), output, (own, needs) in zip(places, outputs, divided, strict=True)
+        }
+        found = dict(zip(blocks, block_fingerprints(optimised), strict=True))
         return cls(name, array.dtype, plan, shared, blocks, found)
 
     @property
@@ -406,6 +413,8 @@ def make_metadata(dataset: xr.Dataset, targets: Mapping[str, tuple[int, ...]], d
         template.to_zarr(made, mode="w", compute=False, zarr_format=3, consolidated=False)
         zarr.consolidate_metadata(str(made))
     draft.mkdir(parents=True, exist_ok=True)
+    for path in [path for path in draft.iterdir() if path.is_dir() and path.name not in targets]:
+        shutil.rmtree(path)  # of an earlier call, perhaps for other data
     for path in made.rglob("*"):
         if path.is_file():
             (draft / path.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
@@ -440,7 +449,7 @@ def _cleared(folder: Path) -> None:
 def _taken_back(folder: Path, draft: Path) -> None:
     """Bring back into the draft what a call that was stopped at its very end has moved out of it."""
     for path in list(folder.iterdir()):
-        if path.name == UNFINISHED:
+        if path.name.startswith("."):
             continue
         draft.mkdir(parents=True, exist_ok=True)
         if (draft / path.name).is_dir():
