@@ -6,18 +6,22 @@ from dpipe.collect.csv import read_csv
 from dpipe.collect.drift import drift
 from dpipe.collect.join import merge
 from dpipe.collect.leaks import check_leaks
+from dpipe.collect.netcdf import open_netcdf
 from dpipe.collect.parquet import read_parquet
 from dpipe.collect.quarantine import quarantined
 from dpipe.collect.regroup import repartition, shuffle
 from dpipe.collect.split import folds, split
+from dpipe.collect.zarr_store import open_zarr
 from dpipe.deploy.apply import predict, transform
 from dpipe.deploy.bundle import load
 from dpipe.errors import DpipeError
 from dpipe.families.catalog import estimators
 from dpipe.families.epochs import Epoch, Epochs
 from dpipe.families.registry import register
+from dpipe.outputs.append import append_zarr
 from dpipe.outputs.manifest import verify
 from dpipe.outputs.parquet import write_parquet
+from dpipe.outputs.rechunk import plan_rechunk, rechunk
 from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
@@ -32,6 +36,7 @@ __all__ = [
     "Epochs",
     "Pipeline",
     "Search",
+    "append_zarr",
     "check_leaks",
     "drift",
     "estimators",
@@ -40,12 +45,16 @@ __all__ = [
     "folds",
     "load",
     "merge",
+    "open_netcdf",
+    "open_zarr",
     "plan",
+    "plan_rechunk",
     "predict",
     "quantile",
     "quarantined",
     "read_csv",
     "read_parquet",
+    "rechunk",
     "register",
     "repartition",
     "score",

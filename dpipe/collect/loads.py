@@ -248,43 +248,27 @@ def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tupl
     so does what a cluster holds already: its futures.
     """
     keys = list(flatten(packed.__dask_keys__()))
-    graph, outside, own = own_tasks(given, keys)
+    shared, divided = divide_tasks(given, keys)
     loads: list[WholeLoad] = [
-        GraphLoad(tasks, output, needs, present, f"block {i}")
-        for i, (output, (tasks, needs)) in enumerate(zip(keys, own, strict=True))
+        GraphLoad(own, output, needs, present, f"block {i}")
+        for i, (output, (own, needs)) in enumerate(zip(keys, divided, strict=True))
     ]
-    return {key: graph[key] if key in graph else given[key] for key in outside}, loads
+    return shared, loads
 
 
-def own_tasks(
-    given: Graph, keys: Sequence[Any]
-) -> tuple[Graph, set[Any], list[tuple[Graph, tuple[Any, ...]]]]:
-    """Tell apart the tasks that only one block needs, and those that several need or a cluster holds.
-
-    Parameters
-    ----------
-    given : dict
-        A graph.
-    keys : sequence
-        The key of each block.
-
-    Returns
-    -------
-    graph, outside, own
-        The graph with tasks of today's form; the keys of what is shared; and for each block its own tasks in order,
-        with the keys that they need from outside.
-    """
+def divide_tasks(given: Graph, keys: Sequence[Any]) -> tuple[Graph, list[tuple[Graph, tuple[Any, ...]]]]:
+    """Divide a graph into tasks that several outputs share, and for each output its own, with what they wait for."""
     graph = convert_legacy_graph(given)
     reach = [_ancestors(graph, key) for key in keys]
     users = Counter(key for ancestors in reach for key in ancestors)
     outside = {key for key, n in users.items() if n > 1 or key not in graph}
-    found = []
+    divided = []
     for output, ordered in zip(keys, reach, strict=True):
         own = {key: graph[key] for key in ordered if key not in outside}
         needs = {k for task in own.values() for k in task.dependencies if k in outside}
         needs |= {output} & outside
-        found.append((own, tuple(sorted(needs, key=str))))
-    return graph, outside, found
+        divided.append((own, tuple(sorted(needs, key=str))))
+    return {key: graph[key] if key in graph else given[key] for key in outside}, divided
 
 
 def _ancestors(graph: Mapping[Any, GraphNode], output: Any) -> list[Any]:

@@ -13,11 +13,11 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
-from dask.task_spec import List, Task, TaskRef
+from dask.task_spec import GraphNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
 from dpipe.blocks.cells import steps_first
-from dpipe.collect.loads import Graph, own_tasks
+from dpipe.collect.loads import Graph, divide_tasks
 
 #: Blocks that one task goes through.
 RUN = 16
@@ -73,12 +73,15 @@ class Reading:
         (optimised,) = dask.optimize(data)
         places = list(np.ndindex(data.numblocks))
         keys = [(optimised.name, *place) for place in places]
-        graph, outside, own = own_tasks(dict(optimised.__dask_graph__()), keys)
-        renamed = {key: f"{token}-shared-{i}" for i, key in enumerate(sorted(outside & set(graph), key=str))}
-        tasks = {renamed[key]: graph[key].substitute(renamed, key=renamed[key]) for key in renamed}
-        tasks |= {key: optimised.__dask_graph__()[key] for key in outside - set(graph)}
+        shared, divided = divide_tasks(dict(optimised.__dask_graph__()), keys)
+        own = sorted((key for key, task in shared.items() if isinstance(task, GraphNode)), key=str)
+        renamed = {key: f"{token}-shared-{i}" for i, key in enumerate(own)}
+        tasks = {
+            renamed.get(key, key): task.substitute(renamed, key=renamed[key]) if key in renamed else task
+            for key, task in shared.items()
+        }
         loads = {}
-        for place, key, (mine, needs) in zip(places, keys, own, strict=True):
+        for place, key, (mine, needs) in zip(places, keys, divided, strict=True):
             mine = {name: task.substitute(renamed) for name, task in mine.items()}
             loads[place] = BlockLoad(mine, renamed.get(key, key), tuple(renamed.get(k, k) for k in needs))
         return cls(data, token, loads, tasks)

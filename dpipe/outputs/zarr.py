@@ -104,7 +104,8 @@ def _check_array(array: Any) -> None:
     for axis, sizes in enumerate(array.chunks):
         if any(math.isnan(size) for size in sizes):
             raise InputError(
-                f"write_zarr: the chunks along axis {axis} are of unknown size. Call array.compute_chunk_sizes() first."
+                f"write_zarr: the chunks along axis {axis} are of unknown size. Call array.compute_chunk_sizes() "
+                "first."
             )
         if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
             raise InputError(
@@ -155,14 +156,21 @@ def _chunk_keys(array: da.Array) -> list[str]:
     keys = []
     for place_of in np.ndindex(array.numblocks):
         try:
-            found = _followed(taker, tasks, (optimised.name, *place_of), known)
+            found = followed(taker, tasks, (optimised.name, *place_of), known)
             keys.append(joined("zarr", found, str(array.dtype), str(array.chunks), str(place_of)))
         except Unknowable:
             keys.append(uuid.uuid4().hex)
     return keys
 
 
-def _followed(taker: Fingerprinter, tasks: Any, output: Any, known: dict[Any, str]) -> str:
+def followed(taker: Fingerprinter, tasks: Any, output: Any, known: dict[Any, str]) -> str:
+    """Fingerprint what one key of a graph computes.
+
+    Raises
+    ------
+    Unknowable
+        If a task of it cannot be looked into.
+    """
     stack = [output]
     while stack:
         key = stack[-1]
@@ -192,8 +200,8 @@ class _ChunkWriter:
             array[where] = block
             if np.asarray(array[where]).tobytes() != block.tobytes():
                 raise ConservationError(
-                    f"write_zarr: the chunk at {tuple(place_of)} does not hold what was written to it. The disk or its "
-                    "driver may be failing; write it again elsewhere."
+                    f"write_zarr: the chunk at {tuple(place_of)} does not hold what was written to it. The disk or "
+                    f"its driver may be failing; write it again elsewhere."
                 )
             made = Path(self.draft) / name
             with made.open("rb+") as file:

@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import xarray as xr
 from distributed import Client
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
@@ -27,6 +29,7 @@ from dpipe.deploy.batch import score_files
 from dpipe.errors import DpipeError
 from dpipe.ledger.fingerprint import Fingerprinter
 from dpipe.monitor.record import RunRecord
+from dpipe.outputs import rechunk_plan
 
 N_FILES, N_ROWS = 12, 3000
 N_ROUNDS = 60
@@ -203,8 +206,38 @@ def predict(folder: Path, workdir: Path, client: Client | None) -> dict:
     }
 
 
+def _slow_map(block: np.ndarray) -> np.ndarray:
+    time.sleep(PAUSE_S)
+    return block
+
+
+def rechunk(folder: Path, workdir: Path, client: Client | None) -> dict:
+    """Maps to time series, by two copies, and then more maps to the end of them."""
+    rechunk_plan._REGION_NBYTES = 40_000  # one copy would do for so little
+
+    def maps(first: int, n: int) -> xr.Dataset:
+        values = np.random.default_rng(first).normal(size=(n, 20, 30))
+        lazy = da.from_array(values, chunks=(1, 20, 30)).map_blocks(_slow_map, dtype=values.dtype)
+        return xr.Dataset({"t": (("time", "lat", "lon"), lazy)}, {"time": np.arange(first, first + n)})
+
+    print("begun", flush=True)
+    out = workdir / "series.zarr"
+    if not (out / "_manifest.json").exists():
+        dpipe.rechunk(maps(0, 30), out, chunks={"time": 20, "lat": 5, "lon": 5}, client=client)
+    dpipe.append_zarr(maps(30, 15), out, client=client)
+    checked = dpipe.verify(out)
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    del files["_manifest.json"]
+    return {
+        "result": Fingerprinter().of([files, checked.problems]),
+        "rows": [dpipe.open_zarr(out).sizes["time"]],
+        "blocks": checked.n_files,
+        "read": checked.n_files,
+    }
+
+
 JOBS = {
-    job.__name__: job for job in (fit, stream, shuffled, average, stopped, boost, together, search, predict)
+    job.__name__: job for job in (fit, stream, shuffled, average, stopped, boost, together, search, predict, rechunk)
 }
 
 

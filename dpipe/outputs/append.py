@@ -1,0 +1,309 @@
+"""Append to a Zarr store along one dimension: what it held stays readable, and is longer only when all is there."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from distributed import Client
+
+from dpipe.blocks.copies import plan_copy
+from dpipe.cluster.local import find_place
+from dpipe.collect.zarr_store import open_zarr
+from dpipe.errors import InputError, OutputError
+from dpipe.ledger.book import Ledger
+from dpipe.ledger.fingerprint import joined
+from dpipe.outputs.manifest import MANIFEST, UNFINISHED, FileEntry, finished
+from dpipe.outputs.rechunk import DRAFT, SourceArray, block_fingerprints, copied, fingerprint_of
+from dpipe.outputs.rechunk_plan import check_room, lazy_names, opened, planned
+from dpipe.sizes import parse_bytes
+
+#: The list of what is to be moved into the store; with it, appending cannot fail any more but be finished.
+_JOURNAL = "journal.json"
+
+
+def append_zarr(
+    source: Any,
+    path: str | os.PathLike[str],
+    *,
+    dim: str = "time",
+    memory: int | str | None = None,
+    client: Client | None = None,
+) -> Path:
+    """Append a dataset to a store that `dpipe.rechunk` has written, along one dimension.
+
+    Readers see the store as it was until all of it is there, and then the longer one. A call that was stopped goes on
+    where it was; the same data is appended once.
+
+    Parameters
+    ----------
+    source : xarray.Dataset, xarray.DataArray, or path of a Zarr store
+        With the variables, dimensions and other coordinates of the store.
+    path : path
+        The store.
+    dim : str, default "time"
+        The dimension that grows; its coordinate must go on after the last value of the store.
+    memory, client
+        As for `dpipe.fit`.
+
+    Returns
+    -------
+    pathlib.Path
+        `path`.
+
+    Raises
+    ------
+    OutputError
+        If there is no finished store of `dpipe.rechunk`.
+    InputError
+        If the source does not fit: other variables, units, calendars or coordinates, times that are there already, or
+        values that overflow the type that the store packs them in.
+
+    Examples
+    --------
+    >>> import tempfile, dpipe
+    >>> def days(first):
+    ...     coords = {"time": np.arange(first, first + 3)}
+    ...     return xr.Dataset({"t": ("time", da.full(3, first, chunks=2))}, coords)
+    >>> folder = dpipe.rechunk(days(0), tempfile.mkdtemp() + "/t.zarr")
+    >>> _ = append_zarr(days(3), folder)
+    >>> dpipe.open_zarr(folder)["t"].values
+    array([0, 0, 0, 3, 3, 3])
+    """
+    folder = Path(path).absolute()  # workers may run elsewhere
+    _recover(folder)
+    manifest = finished(folder) if folder.is_dir() else None
+    if manifest is None or not (folder / "zarr.json").exists():
+        raise OutputError(
+            f"{folder} holds no finished store of dpipe.rechunk. Write it first, or let a call that was stopped "
+            "finish."
+        )
+    new, old = opened(source), open_zarr(folder)
+    _check_fits(new, old, dim, folder)
+    place = find_place(client, None if memory is None else parse_bytes(memory), 2, None)
+    arrays = [
+        _Longer.of(str(name), new, old, dim, folder) for name, v in old.variables.items() if dim in v.dims
+    ]
+    lazy = {each.name: each for each in arrays if each.data.dtype.kind != "O"}
+    variables = {name: xr.Variable(each.dims, each.data) for name, each in lazy.items()}
+    targets = {name: each.chunks for name, each in lazy.items()}
+    plan = planned(variables, targets, place, str(folder / UNFINISHED / "between"))
+    check_room(plan)
+    with Ledger(folder / UNFINISHED) as ledger:
+        made = [each.taken_apart(plan.arrays.get(each.name)) for each in arrays]
+        sources = [new.variables[name].data for name in lazy_names(new)]
+        blocks = [found for data in sources for found in block_fingerprints(data)]
+        key = joined("append", dim, fingerprint_of(new), *blocks)
+        if manifest["blocks"][-1:] != [key]:
+            _check_order(new, old, dim, folder)
+            files = dict(manifest["files"])
+            moves: list[tuple[str, str]] = []
+            for each, array in zip(arrays, made, strict=True):
+                draft = folder / UNFINISHED / DRAFT
+                each.make_draft(draft)
+                entries = copied(
+                    array, draft, ledger, replace(place, threads=plan.threads), Path(plan.between)
+                )
+                moves += each.moves(entries, files)
+            _journal(
+                folder, moves, arrays, {**manifest, "files": files, "blocks": [*manifest["blocks"], key]}
+            )
+    _recover(folder)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return Path(path)
+
+
+def _check_fits(new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> None:
+    """Compare a dataset with the store it is to be appended to, by what both say of themselves."""
+    for where, dataset in (("the source", new), (str(folder), old)):
+        if dim not in dataset.sizes:
+            raise InputError(
+                f"dim={dim!r} is no dimension of {where}. It has: {', '.join(map(repr, dataset.sizes))}."
+            )
+    lacks = sorted(map(str, old.variables.keys() - new.variables.keys()))
+    more = sorted(map(str, new.variables.keys() - old.variables.keys()))
+    if lacks or more:
+        what = f"lacks {', '.join(map(repr, lacks))}" if lacks else f"also has {', '.join(map(repr, more))}"
+        raise InputError(
+            f"The source {what}, compared with {folder}. Bring the same variables, or rewrite the store."
+        )
+    for name, variable in old.variables.items():
+        other = new.variables[name]
+        if other.dims != variable.dims:
+            raise InputError(
+                f"{name!r} has the dimensions {other.dims} in the source, but {variable.dims} in {folder}. "
+                "Transpose it."
+            )
+        for axis, n, m in zip(variable.dims, other.shape, variable.shape, strict=True):
+            if axis != dim and n != m:
+                raise InputError(
+                    f"{name!r} does not align with {folder} along {axis!r}: it has {n:,} values instead of {m:,}."
+                )
+        units = [str(v.attrs.get("units", "")) for v in (other, variable)]
+        if units[0] != units[1]:
+            raise InputError(
+                f"{name!r} is in {units[0] or 'no units'!r}, but in {units[1] or 'no units'!r} in {folder}. Convert "
+                f"it first: numbers of two units make no array."
+            )
+        if name in old.indexes and name != dim and not new.indexes[name].equals(old.indexes[name]):
+            raise InputError(
+                f"The source does not align with {folder} along {name!r}: its values differ. Bring it to the same "
+                "grid."
+            )
+    calendars = [_calendar(dataset, dim) for dataset in (new, old)]
+    if calendars[0] != calendars[1]:
+        raise InputError(
+            f"The calendar of {dim!r} is {calendars[0]!r}, but that of {folder} is {calendars[1]!r}. Days of "
+            f"different calendars cannot be put in one order: convert the source (xarray's convert_calendar)."
+        )
+
+
+def _calendar(dataset: xr.Dataset, dim: str) -> str | None:
+    """Name the calendar of a dimension, if its values are cftime's; all dates of NumPy are of one."""
+    values = dataset.variables[dim].values if dim in dataset.variables else np.empty(0)
+    if values.dtype.kind == "O" and len(values):
+        return str(getattr(values[0], "calendar", None))
+    return "dates of NumPy" if values.dtype.kind == "M" else None
+
+
+def _check_order(new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> None:
+    if dim not in old.variables or not old.sizes[dim] or not new.sizes[dim]:
+        return
+    before, after = old.variables[dim].values, new.variables[dim].values
+    falls = len(before) > 1 and before[1] < before[0]
+    if (after[0] < before[-1]) if falls else (after[0] > before[-1]):
+        return
+    raise InputError(
+        f"The source begins at {after[0]} along {dim!r}, and {folder} ends at {before[-1]}. Leave out what is there "
+        "already, or rewrite the store."
+    )
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """One array of the store that grows: its last chunks, which are not full, and what comes after."""
+
+    name: str
+    dims: tuple[str, ...]
+    data: da.Array
+    chunks: tuple[int, ...]
+    axis: int
+    first: int
+    """Chunks before it, which stay."""
+    length: int
+    """How long the axis will be."""
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> "_Longer":
+        metadata = json.loads((folder / name / "zarr.json").read_bytes())
+        chunks = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        if any(codec["name"] == "sharding_indexed" for codec in metadata["codecs"]):
+            raise InputError(
+                f"{folder}: {name!r} is stored in shards, which cannot be appended to. Rewrite the store."
+            )
+        variable, other = old.variables[name], new.variables[name]
+        axis = variable.dims.index(dim)
+        n = variable.shape[axis]
+        begin = n // chunks[axis] * chunks[axis]
+        tail = _lazy(variable[(slice(None),) * axis + (slice(begin, n),)].data)
+        added = _lazy(other.data)
+        if not np.can_cast(added.dtype, tail.dtype, "same_kind"):
+            raise InputError(
+                f"{name!r} is of type {added.dtype} in the source, but {tail.dtype} in {folder}. Convert it first."
+            )
+        whole = (
+            da.concatenate([tail, added.astype(tail.dtype)], axis=axis)
+            if n > begin
+            else added.astype(tail.dtype)
+        )
+        length = n + other.shape[axis]
+        return cls(
+            name, tuple(map(str, variable.dims)), whole, chunks, axis, begin // chunks[axis], length, metadata
+        )
+
+    def taken_apart(self, plan: Any) -> SourceArray:
+        """Give what computes it; a coordinate of any type is small, and copied as one."""
+        if plan is None:
+            plan = plan_copy(tuple((0, n) for n in self.data.shape), self.data.shape, 8, 1 << 62)
+            return SourceArray.of(self.name, self.data.rechunk(-1), replace(plan, target=self.chunks))
+        return SourceArray.of(self.name, self.data, plan)
+
+    def make_draft(self, draft: Path) -> None:
+        """Make an array for what comes after, encoded as the store's."""
+        (draft / self.name).mkdir(parents=True, exist_ok=True)
+        shape = list(self.data.shape)
+        said = json.dumps({**self.metadata, "shape": shape})
+        (draft / self.name / "zarr.json").write_text(said, encoding="utf-8")
+
+    def moves(self, entries: list[FileEntry], files: dict[str, Any]) -> list[tuple[str, str]]:
+        """Tell where its chunks go, and enter them among the files of the store."""
+        found = []
+        for entry in entries:
+            parts = entry.name.removeprefix(f"{self.name}/").split("/")
+            at = len(parts) - len(self.dims) + self.axis
+            parts[at] = str(int(parts[at]) + self.first)
+            name = f"{self.name}/{'/'.join(parts)}"
+            files[name] = FileEntry(name, entry.sha256, entry.nbytes).told()
+            found.append((f"{UNFINISHED}/{DRAFT}/{entry.name}", name))
+        return found
+
+    @property
+    def longer(self) -> dict[str, Any]:
+        """The metadata of the array as it will be."""
+        shape = list(self.metadata["shape"])
+        shape[self.axis] = self.length
+        return {**self.metadata, "shape": shape}
+
+
+def _lazy(values: Any) -> da.Array:
+    return values if isinstance(values, da.Array) else da.from_array(np.asarray(values), chunks=-1)
+
+
+def _journal(
+    folder: Path, moves: list[tuple[str, str]], arrays: list[_Longer], manifest: dict[str, Any]
+) -> None:
+    """Write down all that is to be moved into the store: chunks, then what makes them part of it, the manifest last."""
+    root = json.loads((folder / "zarr.json").read_bytes())
+    known = (root.get("consolidated_metadata") or {}).get("metadata", {})
+    texts = {}
+    for each in arrays:
+        texts[f"{each.name}/zarr.json"] = json.dumps(each.longer)
+        if each.name in known:
+            known[each.name]["shape"] = each.longer["shape"]
+    texts["zarr.json"] = json.dumps(root)
+    for number, (name, text) in enumerate(texts.items()):
+        made = folder / UNFINISHED / f"metadata-{number}.json"
+        _write(made, text)
+        found = FileEntry.of(made)
+        manifest["files"][name] = FileEntry(name, found.sha256, found.nbytes).told()
+        moves.append((f"{UNFINISHED}/{made.name}", name))
+    _write(folder / UNFINISHED / "manifest.json", json.dumps(manifest, indent=1))
+    moves.append((f"{UNFINISHED}/manifest.json", MANIFEST))
+    _write(folder / UNFINISHED / _JOURNAL, json.dumps(moves))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _recover(folder: Path) -> None:
+    """Finish what a journal says, if there is one; what has been moved already is passed over."""
+    journal = folder / UNFINISHED / _JOURNAL
+    if not journal.exists():
+        return
+    for source, name in json.loads(journal.read_bytes()):
+        if (folder / source).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / source).replace(folder / name)
+    shutil.rmtree(folder / UNFINISHED)
