@@ -60,7 +60,8 @@ class Cells:
         """Write the chunks into columns of a matrix of shape (n_rows, width)."""
         cells = out.reshape((*n_cells, *self.shape), copy=False)
         for chunk, place in zip(chunks, self.places, strict=True):
-            cells[(..., *place)] = np.expand_dims(np.asarray(chunk).transpose(self.order), self.absent)
+            where: Any = (..., *place)
+            cells[where] = np.expand_dims(np.asarray(chunk).transpose(self.order), self.absent)
 
 
 class GridRows(NamedTuple):
@@ -129,9 +130,7 @@ class GridLayout:
     def _names_of_each(self) -> list[tuple[str, ...]]:
         assert self.names is not None
         ends = np.cumsum([cells.width for cells in self.X])
-        return [
-            self.names[end - cells.width : end] for end, cells in zip(ends.tolist(), self.X, strict=True)
-        ]
+        return [self.names[end - cells.width : end] for end, cells in zip(ends.tolist(), self.X, strict=True)]
 
     def with_columns(self, columns: Sequence[int] | None) -> "GridLayout":
         """Give a layout that keeps some of the columns, in a given order."""

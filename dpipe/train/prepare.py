@@ -12,7 +12,7 @@ from sklearn.base import is_regressor
 from dpipe.blocks.rows import Tally
 from dpipe.blocks.scratch import free_nbytes
 from dpipe.cluster.local import Place, find_place, scratch_folder
-from dpipe.collect.grids import as_samples
+from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import Source, open_source, source_name
 from dpipe.composites import catalog as composites
 from dpipe.errors import InputError, MemoryLimitError

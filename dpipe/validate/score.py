@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.cluster.local import Place, compute, find_place, running
-from dpipe.collect.grids import as_samples
+from dpipe.collect.labelled import as_samples, needed_variables
 from dpipe.collect.source import Source, open_source
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families.fitted import final_estimator, input_names, predictions
@@ -142,6 +142,8 @@ def score(
     >>> round(score(model, X, y), 9)
     1.0
     """
+    if sample_dims is not None:
+        X = needed_variables(X, input_names(fitted), (y, sample_weight))
     X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
     found = score_source(
         fitted,
