@@ -11,6 +11,7 @@ from dpipe.collect.regroup import repartition, shuffle
 from dpipe.collect.split import folds, split
 from dpipe.deploy.apply import predict, transform
 from dpipe.deploy.bundle import load
+from dpipe.deploy.grids import inverse_transform, patterns
 from dpipe.errors import DpipeError
 from dpipe.families.catalog import estimators
 from dpipe.families.epochs import Epoch, Epochs
@@ -21,6 +22,7 @@ from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.quantile import quantile
+from dpipe.tuning.cross_validate import cross_validate
 from dpipe.tuning.search import Search, search
 from dpipe.validate.score import score
 
@@ -32,12 +34,15 @@ __all__ = [
     "Pipeline",
     "Search",
     "check_leaks",
+    "cross_validate",
     "drift",
     "estimators",
     "fit",
     "folds",
+    "inverse_transform",
     "load",
     "merge",
+    "patterns",
     "plan",
     "predict",
     "quantile",

@@ -109,9 +109,7 @@ class Variable:
                 f"{self.name} is in memory, and X has chunks of unknown size: it cannot be cut as they are. Give both "
                 "as Dask arrays."
             )
-        return replace(
-            self, data=da.from_array(np.asarray(self.data), chunks=tuple(cut), name=tokenize(self.data))
-        )
+        return replace(self, data=da.from_array(np.asarray(self.data), chunks=tuple(cut)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +233,10 @@ class Grid:
     ) -> tuple[GridLayout, tuple[Variable, ...]]:
         """Choose the variables that must be read for some columns; all of them tell which cells are left out."""
         layout = self.layout.with_columns(columns)
-        if self.masks or (columns is None and with_X) or (with_X and self.names is None):
+        reads_X = with_X or self.y is None
+        if self.masks or (reads_X and (columns is None or self.names is None)):
             return layout, self.parts
-        if not with_X and self.y is not None:
+        if not reads_X:
             return replace(layout, X=(), columns=None), self.parts[len(self.X) :]
         wanted = list(columns or (0,))
         kept: list[Variable] = []

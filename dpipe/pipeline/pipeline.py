@@ -233,15 +233,17 @@ class Pipeline:
         epochs: int | Epochs = 1,
         validation: Any = None,
         qid: str | None = None,
+        sample_dims: Any = None,
+        missing: str = "all",
     ) -> Delayed:
         """Fit an estimator; see `dpipe.fit`.
 
         Parameters
         ----------
         estimator : scikit-learn estimator or pipeline
-        frame : dask.dataframe.DataFrame or dask.array.Array
+        frame : dask.dataframe.DataFrame, dask.array.Array, xarray.DataArray or Dataset
         target : str or collection, optional
-            A column of `frame`, or a series or array of the same blocks.
+            A column (or variable) of `frame`, or a series or array of the same blocks.
         features : sequence of str, optional
             Columns that the model is given; default all but the target and the weights.
         sample_weight : str or collection, optional
@@ -250,6 +252,8 @@ class Pipeline:
             Rows to watch a boosted model on: a frame with the columns of `frame`, or what `dpipe.fit` takes.
         qid : str, optional
             For rankers: the column of `frame` that numbers the groups.
+        sample_dims, missing
+            For xarray objects: as for `dpipe.fit`.
 
         Returns
         -------
@@ -273,6 +277,7 @@ class Pipeline:
             "epochs": epochs,
             "validation": validation,
             "qid": qid,
+            "samples": None if sample_dims is None else {"sample_dims": sample_dims, "missing": missing},
         }
         data, options = fit_arguments(settings)
         model = delayed_fit(prepare(*data, **options))
@@ -328,8 +333,9 @@ class Pipeline:
             "scoring": names,
             "require": dict(require or {}),
             "reference": reference,
+            "samples": trained.settings["samples"],
         }
-        X, y, _ = columns_of(frame, target, settings["features"], None)
+        X, y, _ = columns_of(frame, target, settings["features"], None, settings["samples"])
         open_source(X, y)
         metrics = delayed(_score_delayed, pure=False)(model, _Held(X), _Held(y), names)
         wanted = ", ".join(f"{name} >= {least:g}" for name, least in settings["require"].items())

@@ -97,10 +97,10 @@ def prepare(
         )
     X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
     if sample_dims is not None and isinstance(validation, tuple):
-        validation = _held_out_samples(validation, sample_dims, missing)
+        validation = held_out_samples(validation, sample_dims, missing)
     seen = Epochs.of(epochs)
     if sample_dims is not None and isinstance(seen.validation, tuple):
-        seen = replace(seen, validation=_held_out_samples(seen.validation, sample_dims, missing))
+        seen = replace(seen, validation=held_out_samples(seen.validation, sample_dims, missing))
     budget = None if memory is None else parse_bytes(memory)
     own = getattr(estimator, "plan_own_fit", None)
     if own is not None:
@@ -127,8 +127,8 @@ def prepare(
     return prepared
 
 
-def _held_out_samples(given: tuple[Any, ...], sample_dims: Any, missing: Any) -> tuple[Any, ...]:
-    """Take rows to watch a learner on as labelled arrays, like those to learn from."""
+def held_out_samples(given: tuple[Any, ...], sample_dims: Any, missing: Any) -> tuple[Any, ...]:
+    """Take rows to watch a learner on, `(X, y)` or `(X, y, sample_weight)`, as those to learn from are taken."""
     X, y, w = (*given, None, None)[:3]
     held, y, w = as_samples(X, y, w, sample_dims, missing)
     return (held, y) if w is None else (held, y, w)
