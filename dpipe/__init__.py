@@ -14,6 +14,7 @@ from dpipe.collect.split import folds, split
 from dpipe.collect.zarr_store import open_zarr
 from dpipe.deploy.apply import predict, transform
 from dpipe.deploy.bundle import load
+from dpipe.deploy.grids import inverse_transform, patterns
 from dpipe.errors import DpipeError
 from dpipe.families.catalog import estimators
 from dpipe.families.epochs import Epoch, Epochs
@@ -26,6 +27,7 @@ from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.quantile import quantile
+from dpipe.tuning.cross_validate import cross_validate
 from dpipe.tuning.search import Search, search
 from dpipe.validate.score import score
 
@@ -38,15 +40,18 @@ __all__ = [
     "Search",
     "append_zarr",
     "check_leaks",
+    "cross_validate",
     "drift",
     "estimators",
     "fields",
     "fit",
     "folds",
+    "inverse_transform",
     "load",
     "merge",
     "open_netcdf",
     "open_zarr",
+    "patterns",
     "plan",
     "plan_rechunk",
     "predict",

@@ -9,6 +9,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -76,7 +77,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "-m pytest -q" not in text, "the command stands in the README only"
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_examples_use_public_names_only(number):
     source = blocks(README, "python")[number]
     (module,) = parse({f"README.example_{number + 1}": source}).values()
@@ -117,6 +118,21 @@ def test_the_example_of_boosted_trees_runs(tmp_path, monkeypatch):
     exec(compile(blocks(README, "python")[2], "README.md", "exec"), names)
     assert names["fitted"].best_iteration < 200
     assert (tmp_path / "runs" / "late" / "report.html").is_file()
+
+
+def test_the_example_of_labelled_arrays_runs():
+    (source,) = [block for block in blocks(README, "python") if "dpipe.patterns" in block]
+    names: dict = {}
+    exec(compile(source, "README.md", "exec"), names)
+    rng = np.random.default_rng(0)
+    coords = {"lat": np.linspace(-60, 60, 4)}
+    field = xr.DataArray(rng.normal(size=(40, 4, 6)), dims=("time", "lat", "lon"), coords=coords)
+    eofs, series = names["modes"](field.chunk(time=10))
+    assert (eofs.dims, series.dims) == (("component", "lat", "lon"), ("time", "component"))
+    climate = xr.Dataset({"t": field, "p": field**2}).where(field.lat < 50)
+    found = names["regimes"](climate.chunk(time=10)).compute()
+    assert found.dims == ("lat", "lon")
+    assert int(found.isnull().sum()) == 6
 
 
 def test_environment_yml_names_the_same_packages():

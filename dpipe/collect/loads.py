@@ -227,13 +227,14 @@ def array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[WholeLoad]]:
         concatenate=False,
         token="dpipe-pack",
     )
+    return packed_loads(packed, (True, y is not None, w is not None))
+
+
+def packed_loads(packed: da.Array, present: tuple[bool, bool, bool]) -> tuple[Graph, list[WholeLoad]]:
+    """Give what loads each block of an array of tuples, which hold X and what is `present` of y and weights."""
     (optimised,) = dask.optimize(packed)
     # optimising loses the futures of an array that a cluster holds
-    return _inline(
-        {**packed.__dask_graph__(), **optimised.__dask_graph__()},
-        optimised,
-        (True, y is not None, w is not None),
-    )
+    return _inline({**packed.__dask_graph__(), **optimised.__dask_graph__()}, optimised, present)
 
 
 def _pack_blocks(*parts: Any) -> tuple[Any, ...]:

@@ -22,9 +22,10 @@ from dask.dataframe.dask_expr.io.io import FromMapProjectable
 
 from dpipe.blocks.held_out import HeldOut
 from dpipe.blocks.rows import Rows, RowsAt, as_target, checked
+from dpipe.blocks.table import n_rows, plain_strings
 from dpipe.blocks.table import nbytes as block_nbytes
-from dpipe.blocks.table import plain_strings
 from dpipe.collect.block_list import BlockList
+from dpipe.collect.grids import Grid
 from dpipe.collect.loads import (
     Graph,
     HeldLoad,
@@ -89,6 +90,11 @@ class Source:
         return tuple(RowsAt(first, total) for first, _ in zip(ends, self.rows, strict=False))
 
     @property
+    def whole(self) -> bool:
+        """Whether a block can only be read with all of its columns."""
+        return self.frame is None or (isinstance(self.X, Grid) and self.X.masks)
+
+    @property
     def sparse(self) -> bool:
         """Whether X is known to hold sparse matrices."""
         return bool(sp.issparse(getattr(self.X, "_meta", self.X)))
@@ -122,6 +128,8 @@ class Source:
         return shared, [PartLoad(load, part) for load, part in zip(loads, self.parts, strict=True)]
 
     def _whole_loads(self, columns: Sequence[int] | None, with_X: bool) -> tuple[Graph, Sequence[WholeLoad]]:
+        if isinstance(self.X, Grid):
+            return _grid_loads(self.X, columns, with_X)
         names = list(self.names) if columns is None else [self.names[j] for j in columns]
         if isinstance(self.X, dd.DataFrame):
             direct = _direct_loads(self.X, self.y, self.w, names if with_X else [])
@@ -150,7 +158,8 @@ def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:
     ----------
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
         Of shape (n_samples, n_features); arrays in any chunks, with known or unknown row counts. What takes
-        documents, records or labels is given one dimension: a series, an array, a list or a Dask bag.
+        documents, records or labels is given one dimension: a series, an array, a list or a Dask bag. A `Grid`
+        holds labelled arrays, with their target and weights.
     y, sample_weight : series, array, or str, optional
         Of the same blocks as X; a str is the name of a column of X, which is then taken out of X.
 
@@ -161,6 +170,8 @@ def open_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source:
     BlockMismatchError
         If blocks differ and metadata can tell.
     """
+    if isinstance(X, Grid):
+        return _open_grid(X)
     X, y = _column_of(X, y, "y")
     X, w = _column_of(X, sample_weight, "sample_weight")
     if isinstance(X, list | db.Bag) or getattr(X, "ndim", 2) == 1:
@@ -182,6 +193,27 @@ def _opened(X: Any, y: Any, w: Any) -> Source:
         f"X is a {type(X).__module__}.{type(X).__name__}; it must be a Dask DataFrame or Array, a pandas "
         "DataFrame or a NumPy array. Read files with dpipe.read_parquet or dpipe.read_csv."
     )
+
+
+def _open_grid(X: Grid) -> Source:
+    if not X.is_lazy:
+        held = X.held_rows()
+        return replace(_grid_source(X), rows=(n_rows(held.X),), decoded="memory")
+    return _grid_source(X)
+
+
+def _grid_source(X: Grid) -> Source:
+    largest = None if None in X.cells else max((n or 0 for n in X.cells), default=0)
+    widths = X.row_nbytes
+    return Source(X, X.y, X.w, X.frame, X.n_columns, X.dtype, X.rows, widths, largest, decoded="numpy")
+
+
+def _grid_loads(X: Grid, columns: Sequence[int] | None, with_X: bool) -> tuple[Graph, Sequence[WholeLoad]]:
+    if X.is_lazy:
+        return X.loads(columns, with_X=with_X)
+    layout, _ = X.reading(None)
+    held = layout.with_columns(columns).rows([[v.data] for v in X.parts])
+    return {}, [HeldLoad(Rows(held.X, held.y, held.w))]
 
 
 def _two_dimensional(X: Any) -> Any:
@@ -394,6 +426,8 @@ def _projection(part: Any) -> _Projection | None:
 
 def source_name(source: Source) -> str:
     """Say where the data comes from, for a plan."""
+    if isinstance(source.X, Grid):
+        return source.X.says
     if isinstance(source.X, dd.DataFrame):
         found = _projection(source.X)
         if found is not None:

@@ -10,10 +10,13 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import xarray as xr
 from dask.delayed import Delayed
 from dask.task_spec import DataNode
 from dask.tokenize import tokenize
 
+from dpipe.collect.labelled import needed_variables, open_grid
+from dpipe.deploy.grids import apply_grid
 from dpipe.deploy.results import apply_block, check_applicable, conformed, empty_result, shaped
 from dpipe.errors import InputError
 from dpipe.families.fitted import input_names
@@ -51,7 +54,14 @@ class Applier:
         return block[list(self.columns)]
 
 
-def predict(fitted: Estimator, X: Any, *, method: str = "predict") -> Any:
+def predict(
+    fitted: Estimator,
+    X: Any,
+    *,
+    method: str = "predict",
+    sample_dims: Any = None,
+    missing: str = "all",
+) -> Any:
     """Predict, lazily, for a Dask collection, or at once for data in memory.
 
     Parameters
@@ -60,15 +70,23 @@ def predict(fitted: Estimator, X: Any, *, method: str = "predict") -> Any:
         A fitted scikit-learn estimator or pipeline, from `dpipe.fit` or from anywhere.
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
         Of shape (n_samples, n_features); arrays in any chunks, with known or unknown row counts. Columns
-        of a frame are matched by name: others are ignored, their order does not matter.
+        of a frame are matched by name: others are ignored, their order does not matter. Or an xarray object,
+        as for `dpipe.fit`.
     method : str, default "predict"
         Or "predict_proba", "predict_log_proba", "decision_function", "score_samples".
+    sample_dims : str or sequence of str, optional
+        For xarray objects: which dims are samples.
+    missing : {"all", "any", "keep"}, default "all"
+        Of an xarray object, which cells have no answer: those that lack all features, or any, or none.
 
     Returns
     -------
     collection of the same kind as X
         For a frame a series, with the frame's index and divisions, or a frame with a column for each class
-        (named ``str(label)``) or target; for an array an array. Blocks without rows give no rows.
+        (named ``str(label)``) or target; for an array an array. Blocks without rows give no rows. For an
+        xarray object a DataArray with the sample dims and their coordinates, in its chunks, and a dim "class"
+        where there is an answer for each class. Where cells may lack data, integers are floats with NaN there,
+        and are written to files as integers with a fill value.
 
     Raises
     ------
@@ -88,10 +106,10 @@ def predict(fitted: Estimator, X: Any, *, method: str = "predict") -> Any:
     """
     if method == "transform":
         raise InputError("predict does not transform. Call dpipe.transform(fitted, X).")
-    return _apply(fitted, X, method)
+    return _apply(fitted, X, method, sample_dims, missing)
 
 
-def transform(fitted: Estimator, X: Any) -> Any:
+def transform(fitted: Estimator, X: Any, *, sample_dims: Any = None, missing: str = "all") -> Any:
     """Transform, lazily, a Dask collection, or at once what is in memory.
 
     Parameters
@@ -100,12 +118,16 @@ def transform(fitted: Estimator, X: Any) -> Any:
         A fitted scikit-learn transformer or pipeline.
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
         As for `predict`.
+    sample_dims, missing
+        For xarray objects: as for `predict`.
 
     Returns
     -------
     collection
         For a frame a frame, with the names of ``get_feature_names_out()``; for an array an array. Where
-        the transformer gives sparse matrices, an array whose blocks are CSR matrices.
+        the transformer gives sparse matrices, an array whose blocks are CSR matrices. For an xarray object
+        one with the same dims, names and attributes, if its features are kept (scalers, imputers, selections);
+        else a DataArray with the sample dims and a new one: "component", "cluster" or "feature".
 
     Raises
     ------
@@ -123,11 +145,17 @@ def transform(fitted: Estimator, X: Any) -> Any:
     1  0.5
     2  1.0
     """
-    return _apply(fitted, X, "transform")
+    return _apply(fitted, X, "transform", sample_dims, missing)
 
 
-def _apply(fitted: Estimator, X: Any, method: str) -> Any:
+def _apply(fitted: Estimator, X: Any, method: str, sample_dims: Any, missing: str) -> Any:
     check_applicable(fitted, method)
+    if isinstance(X, xr.DataArray | xr.Dataset):
+        return _map_grid(fitted, X, method, sample_dims, missing)
+    if sample_dims is not None:
+        raise InputError(
+            f"sample_dims={sample_dims!r} is for xarray objects, but X is a {type(X).__name__}. Leave it out."
+        )
     if isinstance(X, dd.DataFrame | pd.DataFrame):
         columns = input_columns(fitted, list(X.columns))
         applier = Applier(fitted, method, columns)
@@ -140,6 +168,24 @@ def _apply(fitted: Estimator, X: Any, method: str) -> Any:
         f"X is a {type(X).__module__}.{type(X).__name__}; it must be a Dask DataFrame or Array, a pandas "
         "DataFrame, a NumPy array or a CSR matrix. Make a frame of a series with X.to_frame()."
     )
+
+
+def _map_grid(fitted: Estimator, X: Any, method: str, sample_dims: Any, missing: str) -> Any:
+    X = needed_variables(X, input_names(fitted))
+    grid = open_grid(X, None, None, sample_dims, missing)
+    expected = input_names(fitted)
+    if grid.names is None:
+        if expected is not None:
+            raise InputError(
+                f"X is a DataArray, whose features have no names, but this {type(fitted).__name__} was fitted on "
+                f"{_listed(expected[:5])}{', ...' * (len(expected) > 5)}. Give a Dataset with these variables, as "
+                "by X.to_dataset(dim=...)."
+            )
+        _check_width(fitted, grid.n_columns)
+        return apply_grid(fitted, X, grid, method, None)
+    wanted = input_columns(fitted, grid.names)
+    columns = None if wanted is None or wanted == grid.names else list(map(grid.names.index, wanted))
+    return apply_grid(fitted, X, grid, method, columns)
 
 
 def input_columns(fitted: Estimator, present: Sequence[Any]) -> tuple[str, ...] | None:
@@ -188,10 +234,14 @@ def _check_shape(fitted: Estimator, X: Any) -> None:
         raise InputError(f"X has {X.ndim} dimensions; it must have 2: rows and columns. Reshape it first.")
     if math.isnan(X.shape[1]):
         raise InputError("X has an unknown number of columns. Build it with a known one.")
-    width = getattr(fitted, "n_features_in_", X.shape[1])
-    if width != X.shape[1]:
+    _check_width(fitted, X.shape[1])
+
+
+def _check_width(fitted: Estimator, n_columns: int) -> None:
+    width = getattr(fitted, "n_features_in_", n_columns)
+    if width != n_columns:
         raise InputError(
-            f"X has {X.shape[1]} columns, but this {type(fitted).__name__} was fitted on {width}. "
+            f"X has {n_columns} columns, but this {type(fitted).__name__} was fitted on {width}. "
             "Give it the columns of the training data, in its order."
         )
 

@@ -27,6 +27,9 @@ import pandas as pd
 import pyarrow as pa
 from dask._task_spec import _execute_subgraph
 from dask.task_spec import Alias, DataNode, GraphNode, Task, TaskRef
+from xarray.backends import BackendArray
+
+from dpipe.ledger.stored import stored_as
 
 #: Code below these folders belongs to a release: its version says what it is.
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -231,6 +234,12 @@ class Fingerprinter:
             raise Unknowable(f"a {_full_name(type(value))} cannot be looked into") from err
         return [*kind, *([reduced] if isinstance(reduced, str) else self._each(reduced[:3]))]
 
+    def _stored(self, array: Any) -> list[str | bytes]:
+        found = stored_as(array)
+        if found is None:
+            raise Unknowable(f"the files behind a {_full_name(type(array))} cannot be seen")
+        return [found, str(array.dtype)]
+
     def _unknowable(self, value: Any) -> list[str | bytes]:
         raise Unknowable(f"a {_full_name(type(value))} cannot be looked into")
 
@@ -275,6 +284,7 @@ _KINDS: tuple[tuple[Any, Any], ...] = (
     (pd.api.extensions.ExtensionDtype | type(pd.NA), _reduced),
     (pa.Table, lambda self, value: [_arrow_bytes(value)]),
     (pa.Schema | pa.DataType | pa.Field, _arrow_type),
+    (BackendArray, Fingerprinter._stored),
     (GraphNode | TaskRef, Fingerprinter._task),
     (type, Fingerprinter._class),
     (types.FunctionType, Fingerprinter._function),

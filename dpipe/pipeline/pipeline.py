@@ -234,15 +234,17 @@ class Pipeline:
         validation: Any = None,
         qid: str | None = None,
         shares: int | None = None,
+        sample_dims: Any = None,
+        missing: str = "all",
     ) -> Delayed:
         """Fit an estimator; see `dpipe.fit`.
 
         Parameters
         ----------
         estimator : scikit-learn estimator or pipeline
-        frame : dask.dataframe.DataFrame or dask.array.Array
+        frame : dask.dataframe.DataFrame, dask.array.Array, xarray.DataArray or Dataset
         target : str or collection, optional
-            A column of `frame`, or a series or array of the same blocks.
+            A column (or variable) of `frame`, or a series or array of the same blocks.
         features : sequence of str, optional
             Columns that the model is given; default all but the target and the weights.
         sample_weight : str or collection, optional
@@ -253,6 +255,8 @@ class Pipeline:
             For rankers: the column of `frame` that numbers the groups.
         shares : int, optional
             For XGBoost: into how many shares the rows are dealt, each with a learner of its own.
+        sample_dims, missing
+            For xarray objects: as for `dpipe.fit`.
 
         Returns
         -------
@@ -277,6 +281,7 @@ class Pipeline:
             "validation": validation,
             "qid": qid,
             "shares": shares,
+            "samples": None if sample_dims is None else {"sample_dims": sample_dims, "missing": missing},
         }
         data, options = fit_arguments(settings)
         model = delayed_fit(prepare(*data, **options))
@@ -332,8 +337,9 @@ class Pipeline:
             "scoring": names,
             "require": dict(require or {}),
             "reference": reference,
+            "samples": trained.settings["samples"],
         }
-        X, y, _ = columns_of(frame, target, settings["features"], None)
+        X, y, _ = columns_of(frame, target, settings["features"], None, settings["samples"])
         open_source(X, y)
         metrics = delayed(_score_delayed, pure=False)(model, _Held(X), _Held(y), names)
         wanted = ", ".join(f"{name} >= {least:g}" for name, least in settings["require"].items())

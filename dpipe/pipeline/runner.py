@@ -153,7 +153,7 @@ class Runner:
         """Score on the test rows; a reference may look at all of their columns."""
         settings = stage.settings
         features = None if reference else settings["features"]
-        X, y, _ = columns_of(settings["frame"], settings["target"], features, None)
+        X, y, _ = columns_of(settings["frame"], settings["target"], features, None, settings["samples"])
         name = f"{stage.name} of the reference" if reference else stage.name
         found = self._score(name, model, X, y, settings["scoring"])
         self.session.add_pass(

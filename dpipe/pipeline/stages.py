@@ -8,7 +8,9 @@ from typing import Any
 
 import dask.dataframe as dd
 import pyarrow as pa
+import xarray as xr
 
+from dpipe.collect.labelled import as_samples, needed_variables
 from dpipe.collect.split import split
 from dpipe.errors import InputError
 from dpipe.families.registry import Estimator
@@ -108,9 +110,16 @@ class PipelineRun:
 
 
 def columns_of(
-    frame: Any, target: Any, features: Sequence[str] | None, sample_weight: Any
+    frame: Any,
+    target: Any,
+    features: Sequence[str] | None,
+    sample_weight: Any,
+    samples: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Take the model's columns, the target and the weights out of one frame."""
+    """Take the model's columns, the target and the weights out of one frame; of labelled arrays, the samples."""
+    if isinstance(frame, xr.DataArray | xr.Dataset):
+        chosen = needed_variables(frame, features, (target, sample_weight))
+        return as_samples(chosen, target, sample_weight, **(samples or {"sample_dims": None}))
     if not isinstance(frame, dd.DataFrame):
         return frame, target, sample_weight
     for role, name in (("target", target), ("sample_weight", sample_weight)):
@@ -134,7 +143,11 @@ def columns_of(
 def fit_input(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     """Give the arguments of a fit: estimator, X, y and weights."""
     X, y, w = columns_of(
-        settings["frame"], settings["target"], settings["features"], settings["sample_weight"]
+        settings["frame"],
+        settings["target"],
+        settings["features"],
+        settings["sample_weight"],
+        settings["samples"],
     )
     return settings["estimator"], X, y, w
 
@@ -153,6 +166,7 @@ def fit_arguments(settings: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any, Any
         "validation": validation,
         "qid": qid,
         "shares": settings["shares"],
+        **(settings["samples"] or {}),
     }
     return _with_groups(settings), beside
 
@@ -168,6 +182,8 @@ def _with_groups(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
 def bundle_input(trained: Stage) -> tuple[pa.Schema | None, str | None]:
     """Give the columns that a model takes, with their types, and the name of its target."""
     settings = trained.settings
-    X, _, _ = columns_of(settings["frame"], settings["target"], settings["features"], None)
+    X, _, _ = columns_of(
+        settings["frame"], settings["target"], settings["features"], None, settings["samples"]
+    )
     schema = pa.Schema.from_pandas(X._meta, preserve_index=False) if isinstance(X, dd.DataFrame) else None
     return schema, settings["target"] if isinstance(settings["target"], str) else None

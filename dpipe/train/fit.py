@@ -343,6 +343,8 @@ def plan(
     validation: Any = None,
     qid: Any = None,
     shares: int | None = None,
+    sample_dims: Any = None,
+    missing: str = "all",
     memory: int | str | None = None,
     client: Client | None = None,
 ) -> Plan:
@@ -367,7 +369,8 @@ def plan(
     >>> plan(StandardScaler(), da.ones((1000, 3), chunks=(250, 3))).n_passes
     1
     """
-    beside = {"validation": validation, "qid": qid, "shares": shares}
+    samples = {"sample_dims": sample_dims, "missing": missing}
+    beside = {"validation": validation, "qid": qid, "shares": shares, **samples}
     return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside).plan
 
 
@@ -381,6 +384,8 @@ def fit(
     validation: Any = None,
     qid: Any = None,
     shares: int | None = None,
+    sample_dims: Any = None,
+    missing: str = "all",
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -393,10 +398,12 @@ def fit(
     estimator : scikit-learn estimator or pipeline
         Unfitted; it is not changed. `dpipe.estimators()` lists what can be fitted. A `dpipe.Search` gives the best
         of its candidates, and holds its results afterwards.
-    X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
-        Of shape (n_samples, n_features). Arrays may have unknown row counts.
+    X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray, CSR matrix, xarray.DataArray or Dataset
+        Of shape (n_samples, n_features). Arrays may have unknown row counts. Of xarray objects `sample_dims` are
+        the samples; the other dims, or the variables of a Dataset, are features.
     y, sample_weight : series, array, or str, optional
-        Of the same blocks as X, or the name of a column of X, so that all come from one read.
+        Of the same blocks as X, or the name of a column of X, so that all come from one read. Beside an xarray
+        object a DataArray: y with its sample dims, weights with some of them (one for each latitude, say).
     epochs : int or Epochs, default 1
         How often an estimator that learns in order (SGD) sees the data; `dpipe.Epochs` also tells in which order.
     validation : tuple or float, optional
@@ -409,6 +416,11 @@ def fit(
         For XGBoost: into how many shares the rows are dealt, each with a learner of its own. The trees depend on the
         blocks and on this number, not on the workers. Default: one where all workers are on this machine, else one
         for each worker of the cluster.
+    sample_dims : str or sequence of str, optional
+        For xarray objects: which dims are samples.
+    missing : {"all", "any", "keep"}, default "all"
+        Of an xarray object, leave out samples that lack all features (land in a field of the sea), or any feature, and
+        those without target or weight; or keep all.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
@@ -439,7 +451,8 @@ def fit(
     >>> fit(StandardScaler(), X).mean_
     array([5., 6.])
     """
-    beside = {"validation": validation, "qid": qid, "shares": shares}
+    samples = {"sample_dims": sample_dims, "missing": missing}
+    beside = {"validation": validation, "qid": qid, "shares": shares, **samples}
     prepared = prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside)
     if not compute:
         return delayed_fit(prepared)

@@ -12,6 +12,7 @@ from sklearn.base import is_regressor
 from dpipe.blocks.rows import Tally
 from dpipe.blocks.scratch import free_nbytes
 from dpipe.cluster.local import Place, find_place, scratch_folder
+from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import Source, open_source, source_name
 from dpipe.composites import catalog as composites
 from dpipe.errors import InputError, MemoryLimitError
@@ -94,13 +95,20 @@ def prepare(
     validation: Any = None,
     qid: Any = None,
     shares: int | None = None,
+    sample_dims: Any = None,
+    missing: Any = "all",
 ) -> Prepared:
     """Check the input of a fit and plan it; nothing is computed."""
     if isinstance(estimator, type):
         raise InputError(
             f"estimator is the class {estimator.__name__}; pass an instance: {estimator.__name__}()."
         )
+    X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
+    if sample_dims is not None and isinstance(validation, tuple):
+        validation = held_out_samples(validation, sample_dims, missing)
     seen = Epochs.of(epochs)
+    if sample_dims is not None and isinstance(seen.validation, tuple):
+        seen = replace(seen, validation=held_out_samples(seen.validation, sample_dims, missing))
     budget = None if memory is None else parse_bytes(memory)
     own = getattr(estimator, "plan_own_fit", None)
     if own is not None:
@@ -126,6 +134,13 @@ def prepare(
     )
     _check_list(prepared.program.walk, X)
     return prepared
+
+
+def held_out_samples(given: tuple[Any, ...], sample_dims: Any, missing: Any) -> tuple[Any, ...]:
+    """Take rows to watch a learner on, `(X, y)` or `(X, y, sample_weight)`, as those to learn from are taken."""
+    X, y, w = (*given, None, None)[:3]
+    held, y, w = as_samples(X, y, w, sample_dims, missing)
+    return (held, y) if w is None else (held, y, w)
 
 
 def prepare_source(
@@ -209,7 +224,7 @@ def _shape(source: Source) -> DataShape:
         source.likely_block_rows,
         source.hidden_row_nbytes,
         in_memory=source.decoded == "memory",
-        whole=source.frame is None,
+        whole=source.whole,
     )
 
 

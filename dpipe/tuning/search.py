@@ -18,6 +18,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import Source, held_out, open_source
 from dpipe.deploy.apply import predict, transform
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -28,7 +29,7 @@ from dpipe.monitor.report import render_search
 from dpipe.monitor.session import Session, make_workdir
 from dpipe.plan_record import Plan
 from dpipe.train.fit import run_fit
-from dpipe.train.prepare import Prepared, prepare
+from dpipe.train.prepare import Prepared, held_out_samples, prepare
 from dpipe.tuning.crossed import prepare_crossed
 from dpipe.tuning.foundation import lay_foundation
 from dpipe.tuning.prepared import metadata_of, prepared_search, search_plan, search_record
@@ -498,6 +499,8 @@ def search(
     y: Any = None,
     sample_weight: Any = None,
     *,
+    sample_dims: Any = None,
+    missing: str = "all",
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -518,6 +521,8 @@ def search(
         Of shape (n_samples, n_features).
     y, sample_weight : series, array, or str, optional
         Of the same blocks as X, or the name of a column of X.
+    sample_dims, missing
+        For xarray objects: as for `dpipe.fit`.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
@@ -551,5 +556,8 @@ def search(
     >>> found.best_params_
     {'alpha': 0.001}
     """
+    X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
+    if sample_dims is not None and isinstance(options.get("validation"), tuple):
+        options["validation"] = held_out_samples(options["validation"], sample_dims, missing)
     asked = Search(estimator, parameters, **options)
     return asked.fit(X, y, sample_weight, memory=memory, client=client, workdir=workdir)

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from dpipe.blocks.rows import Rows, Tally
 from dpipe.cluster.local import Place, compute, find_place, running
+from dpipe.collect.labelled import as_samples, needed_variables
 from dpipe.collect.source import Source, open_source
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
 from dpipe.families.fitted import final_estimator, input_names, predictions
@@ -90,6 +91,8 @@ def score(
     sample_weight: Any = None,
     *,
     scoring: str | Sequence[str] | None = None,
+    sample_dims: Any = None,
+    missing: str = "all",
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -101,12 +104,15 @@ def score(
     fitted : scikit-learn estimator or pipeline
         Fitted, by dpipe or by scikit-learn.
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
-        Of shape (n_samples, n_features). Columns of a frame are found by name; others are not read.
+        Of shape (n_samples, n_features). Columns of a frame are found by name; others are not read. Or an
+        xarray object, with y and weights, as for `dpipe.fit`.
     y, sample_weight : series, array, or str
         Of the same blocks as X, or the name of a column of X. The ranking metrics (roc_auc and
         average_precision) take no weights.
     scoring : str or sequence of str, optional
         Scikit-learn's names; default accuracy for a classifier, r2 for a regressor.
+    sample_dims, missing
+        For xarray objects: as for `dpipe.fit`.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
@@ -136,6 +142,9 @@ def score(
     >>> round(score(model, X, y), 9)
     1.0
     """
+    if sample_dims is not None:
+        X = needed_variables(X, input_names(fitted), (y, sample_weight))
+    X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
     found = score_source(
         fitted,
         X,
