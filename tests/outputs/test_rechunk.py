@@ -216,7 +216,7 @@ def test_values_that_overflow_their_packing(tmp_path):
     dataset = field().drop_vars("name")
     dataset["t"].encoding = {"dtype": "int8", "scale_factor": 1.0, "_FillValue": -1}
     with pytest.raises(
-        InputError, match=r"'t': 128.0 cannot be packed as int8 with scale_factor=1: it overflows"
+        InputError, match=r"'t': \d+\.0 cannot be packed as int8 with scale_factor=1: it overflows"
     ):
         dpipe.rechunk(dataset, tmp_path / "out")
 
