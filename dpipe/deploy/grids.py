@@ -246,7 +246,6 @@ def _split(made: Any, X: Any, grid: Grid, like: Any) -> xr.DataArray | xr.Datase
         **{name: c for name, c in like.coords.items() if not set(c.dims) & set(samples)},
         **_sample_coords(X, samples),
     }
-    coords = {name: coords[name] for name in dict.fromkeys((*like.coords, *coords)) if name in coords}
     arrays = {None: like} if isinstance(like, xr.DataArray) else dict(like.data_vars)
     found, start = {}, 0
     for name, array in arrays.items():

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from sklearn.pipeline import Pipeline
 
-from dpipe.families.registry import Estimator
+from dpipe.errors import InputError, UnsupportedEstimatorError
+from dpipe.families.registry import Estimator, way_of
 from dpipe.tuning.search import search
 
 
@@ -51,6 +53,8 @@ def cross_validate(
 
     Raises
     ------
+    UnsupportedEstimatorError
+        If the estimator learns in order: split the rows, as by `dpipe.split`, and fit and score it.
     DpipeError
         As `dpipe.search` does.
 
@@ -64,7 +68,7 @@ def cross_validate(
     """
     found = search(
         estimator,
-        {},
+        _as_it_is(estimator),
         X,
         y,
         sample_dims=sample_dims,
@@ -79,3 +83,24 @@ def cross_validate(
     results = found.cv_results_
     n_folds = sum(name.startswith("split") and name.endswith("_test_score") for name in results)
     return {"test_score": np.array([results[f"split{i}_test_score"][0] for i in range(n_folds)])}
+
+
+def _as_it_is(estimator: Estimator) -> dict[str, list[Any]]:
+    """Give a grid of one candidate: a parameter of the last step, with the value that it has."""
+    if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
+        raise InputError(f"estimator must be an unfitted estimator, got {estimator!r}.")
+    prefix, last = "", estimator
+    while isinstance(last, Pipeline):
+        name, last = last.steps[-1]
+        prefix += f"{name}__"
+    kind = type(last).__name__
+    if way_of(last).kind not in ("merge", "refine"):
+        raise UnsupportedEstimatorError(
+            f"cross_validate takes what merges or refines, but {kind} learns in its own order. Split the rows, as by "
+            "dpipe.split, then fit and score it."
+        )
+    own = last.get_params(deep=False)
+    if not own:
+        raise InputError(f"{kind} has no parameters, which a search by folds needs. Use scikit-learn's own.")
+    name, value = next(iter(own.items()))
+    return {f"{prefix}{name}": [value]}

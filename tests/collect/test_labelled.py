@@ -73,7 +73,7 @@ def test_names_of_features_must_differ():
 def test_what_is_opened_without_chunks_is_not_loaded(tmp_path):
     DATA.compute().to_zarr(tmp_path / "store.zarr", consolidated=False)
     opened = xr.open_zarr(tmp_path / "store.zarr", chunks=None, consolidated=False)
-    with pytest.raises(InputError, match=r"'a' is opened lazily but is not chunked.*chunks=\{\}"):
+    with pytest.raises(InputError, match=r"'[abc]' is opened lazily but is not chunked.*chunks=\{\}"):
         open_grid(opened, None, None, DIMS)
 
 

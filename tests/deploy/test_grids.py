@@ -148,7 +148,7 @@ def test_a_scaled_array_is_one_like_it(kind):
         back = dpipe.inverse_transform(fitted, found, given, sample_dims=DIMS)
     assert found.chunks == given.chunks
     assert back.chunks == given.chunks
-    assert list(found.coords) == list(X.coords)
+    assert set(found.coords) == set(X.coords)
     wanted = ((X.transpose(*DIMS, "band") - fitted.mean_) / fitted.scale_).transpose("band", *DIMS)
     np.testing.assert_allclose(found, wanted)
     assert found.attrs == X.attrs

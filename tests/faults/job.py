@@ -15,7 +15,6 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import xarray as xr
 from distributed import Client
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
@@ -34,7 +33,6 @@ from dpipe.outputs import rechunk_plan
 N_FILES, N_ROWS = 12, 3000
 N_ROUNDS = 60
 NUMBERS = ["a", "b", "c"]
-GRID = ("time", "lat", "lon")
 #: Seconds that a block takes beside: a disturbance must be able to find one at work.
 PAUSE_S = 0.03
 
@@ -47,22 +45,12 @@ def made_rows(i: int) -> pd.DataFrame:
     return frame.assign(kind=rng.choice(list("uvwxyz"), N_ROWS), label=label)
 
 
-def made_cells() -> xr.Dataset:
-    """Two variables and a label on a grid, a chunk a step of time; some cells have none."""
-    rng = np.random.default_rng(0)
-    sizes = (24, 20, 30)
-    data = xr.Dataset({name: (GRID, rng.normal(size=sizes)) for name in "ab"})
-    data["label"] = (data.a + rng.normal(size=sizes) > 0).astype(float)
-    return data.where(rng.random(sizes) > 0.2).chunk(time=1)
-
-
 def make_data(folder: Path) -> None:
     """Write the files that all jobs read, and the bundle that they score with."""
     for i in range(N_FILES):
         path = folder / "data" / f"{i:03d}.parquet"
         path.parent.mkdir(exist_ok=True, parents=True)
         made_rows(i).to_parquet(path, index=False, row_group_size=N_ROWS // 2)
-    made_cells().to_zarr(folder / "cells.zarr", consolidated=False)
     frame = read_parquet(folder / "data")
     pipe = dpipe.Pipeline("bundle", workdir=folder / "bundled")
     model = pipe.train(
@@ -91,23 +79,6 @@ def _columns():
 def fit(folder: Path, workdir: Path, client: Client | None) -> dict:
     """A merge pass, quantiles, and a solver that reads the blocks again and again."""
     return _train(make_pipeline(_columns(), LogisticRegression(max_iter=6)), folder, workdir, client)
-
-
-def grid(folder: Path, workdir: Path, client: Client | None) -> dict:
-    """Cells of a Zarr store: a merge pass, and a solver that reads it again and again."""
-    cells = xr.open_zarr(folder / "cells.zarr", consolidated=False)
-    cells["a"] = cells.a.copy(data=cells.a.data.map_blocks(slow_chunk, dtype=float, meta=np.empty((0, 0, 0))))
-    print("begun", flush=True)
-    with_warnings_off()
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=6))
-    fitted = dpipe.fit(model, cells, "label", sample_dims=GRID, workdir=workdir, client=client)
-    return _found(fitted, workdir)
-
-
-def slow_chunk(chunk: np.ndarray) -> np.ndarray:
-    """Take some time over each chunk."""
-    time.sleep(PAUSE_S)
-    return chunk
 
 
 def stream(folder: Path, workdir: Path, client: Client | None) -> dict:
@@ -202,10 +173,6 @@ def _train(estimator, folder: Path, workdir: Path, client: Client | None, **opti
     fitted = dpipe.fit(
         estimator, frame[[*NUMBERS, "kind"]], frame["label"], workdir=workdir, client=client, **options
     )
-    return _found(fitted, workdir)
-
-
-def _found(fitted, workdir: Path) -> dict:
     passes = RunRecord.read(workdir / "run.json").passes
     return {
         "result": Fingerprinter().of(fitted),
@@ -270,7 +237,7 @@ def rechunk(folder: Path, workdir: Path, client: Client | None) -> dict:
 
 JOBS = {
     job.__name__: job
-    for job in (fit, grid, stream, shuffled, average, stopped, boost, together, search, predict, rechunk)
+    for job in (fit, stream, shuffled, average, stopped, boost, together, search, predict, rechunk)
 }
 
 
