@@ -407,8 +407,8 @@ def fit(
         the same blocks. Rows of a group must stand together.
     shares : int, optional
         For XGBoost: into how many shares the rows are dealt, each with a learner of its own. The trees depend on the
-        blocks and on this number, not on the workers. Default: one where all workers are on this machine, else one
-        for each worker of the cluster.
+        blocks and on this number, not on the workers. Default: one, which one worker learns. As many as workers put
+        all of them to work.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
     client : distributed.Client, optional
