@@ -414,8 +414,8 @@ def fit(
         the same blocks. Rows of a group must stand together.
     shares : int, optional
         For XGBoost: into how many shares the rows are dealt, each with a learner of its own. The trees depend on the
-        blocks and on this number, not on the workers. Default: one where all workers are on this machine, else one
-        for each worker of the cluster.
+        blocks and on this number, not on the workers. Default: one, which one worker learns. As many as workers put
+        all of them to work.
     sample_dims : str or sequence of str, optional
         For xarray objects: which dims are samples.
     missing : {"all", "any", "keep"}, default "all"

@@ -172,7 +172,7 @@ def prepare_source(
     _check_target(tree, source)
     check_given(tree, source, held_out, grouped=grouped)
     place = find_place(client, memory, source.n_blocks, workers)
-    n_shares = check_shares(tree, shares, place, source.n_blocks)
+    n_shares = check_shares(tree, shares, source.n_blocks)
     shape = _shape(source)
     if held_out is not None:
         shape = replace(shape, held_out=held_out.rows)

@@ -15,6 +15,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import xarray as xr
 from distributed import Client
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer

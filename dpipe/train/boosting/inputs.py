@@ -7,7 +7,6 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
-from dpipe.cluster.local import Place
 from dpipe.collect.source import Source, open_source
 from dpipe.collect.split import split
 from dpipe.errors import InputError
@@ -153,7 +152,7 @@ def _check_outputs(estimator: Estimator) -> None:
         )
 
 
-def check_shares(tree: Walk, shares: int | None, place: Place, n_blocks: int) -> int:
+def check_shares(tree: Walk, shares: int | None, n_blocks: int) -> int:
     """Give the number of shares that the rows of a boosted model are dealt into; 1 for all other estimators.
 
     Raises
@@ -165,7 +164,7 @@ def check_shares(tree: Walk, shares: int | None, place: Place, n_blocks: int) ->
     boosted = next((fit.estimator for fit in tree.fits if fit.way.kind == "boost"), None)
     dealt = boosted is not None and library_of(boosted) == "xgboost"
     if shares is None:
-        return 1 if place.near or not dealt else max(min(place.workers, n_blocks), 1)
+        return 1
     if isinstance(shares, bool) or not isinstance(shares, int) or shares < 1:
         raise InputError(f"shares must be an integer of at least 1, got {shares!r}.")
     if not dealt and shares > 1:

@@ -74,7 +74,7 @@ def test_groups_of_a_ranker(client):
     assert trees(here) == trees(there)
 
 
-def test_one_worker_trains_where_all_are_on_this_machine(client):
+def test_one_worker_trains_unless_more_are_asked_for(client):
     estimator = XGBRegressor(**SMALL, n_estimators=2)
     assert prepare(estimator, lazy(values()), lazy(numbers()), client=client).shares == 1
 
