@@ -116,7 +116,7 @@ class Footprint:
         """Project them for some rows of some columns."""
         library = library_of(estimator)
         binned = rows * width * _BINNED[library]
-        growing = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs) + _histograms_nbytes(
+        growing = rows * (_ROW_NBYTES + _OUTPUT_NBYTES * n_outputs) + histograms_nbytes(
             estimator, rows, width
         )
         batch = 2.5 * BATCH_NBYTES
@@ -139,7 +139,7 @@ def _bins(estimator: Estimator) -> int:
     return int(given.get("max_bin") or given.get("max_bins") or 255)
 
 
-def _histograms_nbytes(estimator: Estimator, rows: int, width: int) -> int:
+def histograms_nbytes(estimator: Estimator, rows: int, width: int) -> int:
     """Project the histograms of a tree that grows: of each node that may be split, one of all bins."""
     given = estimator.get_params()
     if library_of(estimator) == "lightgbm":

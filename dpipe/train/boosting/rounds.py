@@ -187,7 +187,9 @@ def _trained(task: Task, share: Share, known: Known, learner: _Learner) -> Progr
             learner.threads,
         )
         give_back()  # what finding the bins has left
-        return _rounds(model, task, learner)
+        progress = _rounds(model, task, learner)
+        del model  # it closes its files, which are removed next
+        return progress
 
 
 def _rounds(model: Model, task: Task, learner: _Learner) -> Progress:

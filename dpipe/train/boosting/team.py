@@ -296,7 +296,7 @@ class _Team:
         """Wait until all learners have ended, or one in another way than the others will."""
         waiting = dict(futures)
         while waiting and not self._lost:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError), self.client.as_current():
                 wait(list(waiting.values()), timeout=_LOOK_EVERY_S, return_when="FIRST_COMPLETED")
             self._look(futures)
             for host, future in list(waiting.items()):
