@@ -291,7 +291,7 @@ def test_appending_that_is_stopped_at_its_end(tmp_path, monkeypatch, after):
         (lambda d: d.assign(t=d["t"].astype("complex64")), "'t' is of type complex64 in the source"),
         (
             lambda d: d.assign_coords(time=d["time"] + pd.Timedelta(minutes=7)),
-            "'time': 2000-01-11T00:07.* cannot be packed as int64",
+            "'time': 2000-01-.* cannot be packed as int64",
         ),
     ],
 )
