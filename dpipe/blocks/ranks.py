@@ -260,10 +260,9 @@ def _sample_column(
         values[gaps] = values[first_not_in(gaps)]
     points = Points.of(drawn, n_observed / max(len(drawn), 1))
     low, high = float(values.min()), float(values.max())
-    whole = len(drawn) == n_observed
-    return SampledColumn(
-        len(gaps), low, high, bool(np.isinf([low, high]).any()), points, len(drawn), whole, n_observed
-    )
+    infinite = bool(np.isinf([low, high]).any())
+    # a row may be drawn twice: as many values as there are need not be all of them
+    return SampledColumn(len(gaps), low, high, infinite, points, len(drawn), rows is None, n_observed)
 
 
 def _sample_weighted(
@@ -281,7 +280,7 @@ def _sample_weighted(
     # the size of a sample of equal weights, after Kish (1965)
     n_drawn = total**2 / float(np.square(weights).sum()) if total else 0.0
     low, high = float(held.min()), float(held.max())
-    return SampledColumn(n_gaps, low, high, infinite, points, n_drawn, len(some) == len(held), amount)
+    return SampledColumn(n_gaps, low, high, infinite, points, n_drawn, rows is None, amount)
 
 
 Intervals = tuple[tuple[float, float], ...]

@@ -152,6 +152,18 @@ def test_any_weights_in_any_blocks(rows, cuts):
     check_weighted(*table.T, blocks, range(1, total + 1), read(Sampling(7), blocks), 3)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_that_is_drawn_twice_is_no_second_value(weighted):
+    # of ten rows seven are drawn, some of them more than once; two values count
+    for first in range(10):
+        for second in set(range(10)) - {first}:
+            column, w = np.full(10, 5.0 if weighted else np.nan), np.zeros(10) if weighted else np.ones(10)
+            column[[first, second]], w[[first, second]] = [1.0, 0.0], 1.0
+            blocks = [np.stack([column, w], axis=1) if weighted else column[:, None]]
+            found, _ = drive(select(read(Sampling(7), blocks), [[1, 2]]), blocks)
+            assert found == [{1: 0.0, 2: 1.0}]
+
+
 def test_weights_below_zero_are_refused():
     with pytest.raises(InputError, match=r"holds -1\.0, but must be 0 or more"):
         Sampling().of(np.ones((2, 1)), None, np.array([1.0, -1.0]))
