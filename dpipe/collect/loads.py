@@ -257,6 +257,23 @@ def _inline(given: Graph, packed: Any, present: tuple[bool, bool, bool]) -> tupl
     return shared, loads
 
 
+@dataclass(frozen=True)
+class ArrayLoad:
+    """Compute one block of an array by the tasks of its graph that only this block needs."""
+
+    tasks: Graph
+    output: Any
+    needs: tuple[Any, ...]
+    """Keys of what several blocks need."""
+
+    def __call__(self, inputs: Mapping[Any, Any]) -> np.ndarray:
+        """Run the tasks in order."""
+        values = dict(inputs)
+        for key, task in self.tasks.items():
+            values[key] = task({k: values[k] for k in task.dependencies})
+        return np.asarray(values[self.output])
+
+
 def divide_tasks(given: Graph, keys: Sequence[Any]) -> tuple[Graph, list[tuple[Graph, tuple[Any, ...]]]]:
     """Divide a graph into tasks that several outputs share, and for each output its own, with what they wait for."""
     graph = convert_legacy_graph(given)

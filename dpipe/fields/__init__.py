@@ -1,7 +1,7 @@
 """Preprocess gridded data: functions from xarray to xarray, lazy, block by block."""
 
 from dpipe.fields.climate import anomalies, climatology
-from dpipe.fields.grids import regrid
+from dpipe.fields.regridding import regrid
 from dpipe.fields.splits import check_leaks, folds, split
 from dpipe.fields.trends import detrend, moments, standardise, trend
 from dpipe.fields.windows import coarsen, lags, rolling

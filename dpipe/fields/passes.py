@@ -17,7 +17,8 @@ from dask.task_spec import GraphNode, List, Task, TaskRef
 from dask.tokenize import tokenize
 
 from dpipe.blocks.cells import steps_first
-from dpipe.collect.loads import Graph, divide_tasks
+from dpipe.collect.loads import ArrayLoad, Graph, divide_tasks
+from dpipe.run.graph import needs_of
 
 #: Blocks that one task goes through.
 RUN = 16
@@ -27,35 +28,13 @@ LANES = 8
 _LANES_NBYTES = 2**27
 
 
-@dataclass(frozen=True)
-class BlockLoad:
-    """Load one block of an array by the tasks that only this block needs."""
-
-    tasks: Graph
-    output: Any
-    needs: tuple[Any, ...]
-    """Keys of what several blocks need."""
-
-    def __call__(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Run the tasks in their order."""
-        values = dict(zip(self.needs, inputs, strict=True))
-        for key, task in self.tasks.items():
-            values[key] = task({k: values[k] for k in task.dependencies})
-        return np.asarray(values[self.output])
-
-    @property
-    def refs(self) -> List:
-        """What the load waits for, as an argument of a task."""
-        return List(*map(TaskRef, self.needs))
-
-
 @dataclass
 class Reading:
     """One reading of the blocks of an array.
 
     Attributes
     ----------
-    loads : dict of tuple of int to BlockLoad
+    loads : dict of tuple of int to ArrayLoad
         By the place of the block.
     tasks : dict
         Tasks that several blocks need, by keys that belong to this reading, and those that were added.
@@ -63,7 +42,7 @@ class Reading:
 
     data: da.Array
     token: str
-    loads: dict[tuple[int, ...], BlockLoad] = field(default_factory=dict)
+    loads: dict[tuple[int, ...], ArrayLoad] = field(default_factory=dict)
     tasks: Graph = field(default_factory=dict)
 
     @classmethod
@@ -83,7 +62,7 @@ class Reading:
         loads = {}
         for place, key, (mine, needs) in zip(places, keys, divided, strict=True):
             mine = {name: task.substitute(renamed) for name, task in mine.items()}
-            loads[place] = BlockLoad(mine, renamed.get(key, key), tuple(renamed.get(k, k) for k in needs))
+            loads[place] = ArrayLoad(mine, renamed.get(key, key), tuple(renamed.get(k, k) for k in needs))
         return cls(data, token, loads, tasks)
 
     def array(
@@ -149,7 +128,7 @@ def fold_blocks(
             key = f"{name}-lane{lane}-{i}"
             loads = tuple(reading.loads[place] for place, _ in run)
             arguments = tuple(argument for _, argument in run)
-            waits = List(*(load.refs for load in loads))
+            waits = List(*map(needs_of, loads))
             given = None if before is None else TaskRef(before)
             reading.tasks[key] = Task(key, _folded, fold, begin, given, loads, arguments, waits)
             before = key
@@ -166,14 +145,14 @@ def _folded(
     fold: Fold,
     begin: tuple[Any, ...],
     before: Any,
-    loads: Sequence[BlockLoad],
+    loads: Sequence[ArrayLoad],
     arguments: Sequence[Any],
     inputs: Sequence[Sequence[Any]],
 ) -> Any:
     # what another task has given is never changed
     state = fold.kind.empty(*begin) if before is None else fold.kind.merged([before])
     for load, argument, given in zip(loads, arguments, inputs, strict=True):
-        state.add(steps_first(load(given), fold.axes), argument)
+        state.add(steps_first(_block(load, given), fold.axes), argument)
     return state
 
 
@@ -221,14 +200,18 @@ def map_blocks_beside(
     tasks = {}
     for place, load in reading.loads.items():
         key = (name, *place)
-        tasks[key] = Task(key, _loaded_beside, function, load, load.refs, *arguments(place))
+        tasks[key] = Task(key, _loaded_beside, function, load, needs_of(load), *arguments(place))
     return reading.array(name, tasks, reading.data.chunks, dtype, others)
 
 
 def _loaded_beside(
-    function: Callable[..., np.ndarray], load: BlockLoad, inputs: Sequence[Any], *arguments: Any
+    function: Callable[..., np.ndarray], load: ArrayLoad, inputs: Sequence[Any], *arguments: Any
 ) -> np.ndarray:
-    return function(load(inputs), *arguments)
+    return function(_block(load, inputs), *arguments)
+
+
+def _block(load: ArrayLoad, inputs: Sequence[Any]) -> np.ndarray:
+    return load(dict(zip(load.needs, inputs, strict=True)))
 
 
 def block_ref(array: da.Array, place: Sequence[int]) -> TaskRef:

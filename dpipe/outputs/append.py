@@ -19,8 +19,9 @@ from dpipe.errors import InputError, OutputError
 from dpipe.ledger.book import Ledger
 from dpipe.ledger.fingerprint import joined
 from dpipe.outputs.manifest import MANIFEST, UNFINISHED, FileEntry, finished
-from dpipe.outputs.rechunk import DRAFT, SourceArray, block_fingerprints, copied, fingerprint_of
+from dpipe.outputs.rechunk import DRAFT, SourceArray, copied, fingerprint_of
 from dpipe.outputs.rechunk_plan import check_room, lazy_names, opened, planned
+from dpipe.outputs.zarr import block_fingerprints
 from dpipe.sizes import parse_bytes
 
 #: The list of what is to be moved into the store; with it, appending cannot fail any more but be finished.
@@ -94,25 +95,20 @@ def append_zarr(
     targets = {name: each.chunks for name, each in lazy.items()}
     plan = planned(variables, targets, place, str(folder / UNFINISHED / "between"))
     check_room(plan)
+    sources = [new.variables[name].data for name in lazy_names(new)]
+    blocks = [found for data in sources for found in block_fingerprints(data)]
+    key = joined("append", dim, fingerprint_of(new), *blocks)
     with Ledger(folder / UNFINISHED) as ledger:
         made = [each.taken_apart(plan.arrays.get(each.name)) for each in arrays]
-        sources = [new.variables[name].data for name in lazy_names(new)]
-        blocks = [found for data in sources for found in block_fingerprints(data)]
-        key = joined("append", dim, fingerprint_of(new), *blocks)
         if manifest["blocks"][-1:] != [key]:
             _check_order(new, old, dim, folder)
-            files = dict(manifest["files"])
-            moves: list[tuple[str, str]] = []
+            files, moves = dict(manifest["files"]), list[tuple[str, str]]()
+            draft, place = folder / UNFINISHED / DRAFT, replace(place, threads=plan.threads)
             for each, array in zip(arrays, made, strict=True):
-                draft = folder / UNFINISHED / DRAFT
                 each.make_draft(draft)
-                entries = copied(
-                    array, draft, ledger, replace(place, threads=plan.threads), Path(plan.between)
-                )
-                moves += each.moves(entries, files)
-            _journal(
-                folder, moves, arrays, {**manifest, "files": files, "blocks": [*manifest["blocks"], key]}
-            )
+                moves += each.moves(copied(array, draft, ledger, place, Path(plan.between)), files)
+            grown = {**manifest, "files": files, "blocks": [*manifest["blocks"], key]}
+            _journal(folder, moves, arrays, grown)
     _recover(folder)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return Path(path)

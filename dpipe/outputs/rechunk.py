@@ -15,7 +15,6 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
-from dask._task_spec import convert_legacy_graph  # parts of Dask still write graphs of tuples
 from dask.delayed import Delayed
 from dask.task_spec import List, TaskRef
 from distributed import Client
@@ -48,8 +47,8 @@ from dpipe.outputs.rechunk_plan import (
     planned,
     target_chunks,
 )
-from dpipe.outputs.regions import Between, BlockLoad, RegionWriter, write_region
-from dpipe.outputs.zarr import followed
+from dpipe.outputs.regions import Between, PlacedLoad, RegionWriter, write_region
+from dpipe.outputs.zarr import block_fingerprints
 from dpipe.run.graph import GraphBuilder
 from dpipe.sizes import parse_bytes
 
@@ -246,19 +245,6 @@ def fingerprint_of(dataset: xr.Dataset) -> str:
         return uuid.uuid4().hex
 
 
-def block_fingerprints(array: da.Array) -> list[str]:
-    """Fingerprint what computes each block of an array; what cannot be looked into is new each time."""
-    graph = convert_legacy_graph(dict(array.__dask_graph__()))
-    taker, known = Fingerprinter(), dict[Any, str]()
-    found = []
-    for place in np.ndindex(array.numblocks):
-        try:
-            found.append(followed(taker, graph, (array.name, *place), known))
-        except Unknowable:
-            found.append(uuid.uuid4().hex)
-    return found
-
-
 @dataclass(frozen=True)
 class SourceArray:
     """One lazy array that is to be copied, and what computes its blocks."""
@@ -267,7 +253,7 @@ class SourceArray:
     dtype: np.dtype[Any]
     plan: CopyPlan
     shared: Mapping[Any, Any]
-    blocks: Mapping[tuple[int, ...], BlockLoad]
+    blocks: Mapping[tuple[int, ...], PlacedLoad]
     fingerprints: Mapping[tuple[int, ...], str]
 
     @classmethod
@@ -280,7 +266,7 @@ class SourceArray:
         outputs = [(optimised.name, *place) for place, _ in places]
         shared, divided = divide_tasks(given, outputs)
         blocks = {
-            place: BlockLoad(own, output, needs, where)
+            place: PlacedLoad(own, output, needs, where)
             for (place, where), output, (own, needs) in zip(places, outputs, divided, strict=True)
         }
         found = dict(zip(blocks, block_fingerprints(optimised), strict=True))
@@ -298,7 +284,7 @@ class SourceArray:
             what, self.name, str(self.dtype), str(self.plan.target), str(self.plan.shape), str(region), *found
         )
 
-    def loads(self, region: Region) -> list[BlockLoad]:
+    def loads(self, region: Region) -> list[PlacedLoad]:
         """Give what computes the blocks that a region touches."""
         return [self.blocks[place] for place, _ in touching(self.plan.source, region)]
 

@@ -19,30 +19,21 @@ import zarr
 from dpipe.blocks.copies import Cuts, Region, lengths, shared, touching, within
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.collect.array_files import Stored
+from dpipe.collect.loads import ArrayLoad
 from dpipe.errors import ConservationError, InputError, OutputError
 from dpipe.ledger.codec import encode
 from dpipe.outputs.manifest import FileEntry
 
 
 @dataclass(frozen=True)
-class BlockLoad:
-    """Computes one block of an array inside of a task."""
+class PlacedLoad(ArrayLoad):
+    """Computes one block of an array inside of a task, and says where it stands."""
 
-    tasks: Mapping[Any, Any]
-    output: Any
-    needs: tuple[Any, ...]
     where: Region
-
-    def __call__(self, inputs: Mapping[Any, Any]) -> np.ndarray:
-        """Run the tasks in order."""
-        values = dict(inputs)
-        for key, task in self.tasks.items():
-            values[key] = task({k: values[k] for k in task.dependencies})
-        return np.asarray(values[self.output])
 
 
 def assembled(
-    loads: Sequence[BlockLoad], inputs: Mapping[Any, Any], region: Region, dtype: Any
+    loads: Sequence[PlacedLoad], inputs: Mapping[Any, Any], region: Region, dtype: Any
 ) -> np.ndarray:
     """Compute a region of an array, one of its blocks after the other."""
     if len(loads) == 1 and loads[0].where == region:
@@ -78,7 +69,7 @@ class Between:
         self,
         place: tuple[int, ...],
         region: Region,
-        loads: Sequence[BlockLoad],
+        loads: Sequence[PlacedLoad],
         needs: Sequence[Any],
         names: Sequence[Any],
         key: str,
@@ -245,7 +236,7 @@ def write_region(
     writer: RegionWriter,
     region: Region,
     key: str,
-    source: "Between | Sequence[BlockLoad]",
+    source: "Between | Sequence[PlacedLoad]",
     names: Sequence[Any],
     needs: Sequence[Any],
     dtype: Any,

@@ -148,22 +148,28 @@ def _write_chunks(array: da.Array, folder: Path, ledger: Ledger, place: Any, *, 
 
 
 def _chunk_keys(array: da.Array) -> list[str]:
-    """Fingerprint what each chunk is made of; one that cannot be looked into is never taken from an earlier call."""
+    """Fingerprint what each chunk is made of, and where it goes."""
     (optimised,) = dask.optimize(array)
-    tasks = convert_legacy_graph(dict(optimised.__dask_graph__()))
-    taker = Fingerprinter()
-    known: dict[Any, str] = {}
-    keys = []
-    for place_of in np.ndindex(array.numblocks):
+    found = zip(block_fingerprints(optimised), np.ndindex(array.numblocks), strict=True)
+    return [
+        joined("zarr", made, str(array.dtype), str(array.chunks), str(place_of)) for made, place_of in found
+    ]
+
+
+def block_fingerprints(array: da.Array) -> list[str]:
+    """Fingerprint what computes each block of an array; what cannot be looked into is new each time."""
+    graph = convert_legacy_graph(dict(array.__dask_graph__()))
+    taker, known = Fingerprinter(), dict[Any, str]()
+    found = []
+    for place in np.ndindex(array.numblocks):
         try:
-            found = followed(taker, tasks, (optimised.name, *place_of), known)
-            keys.append(joined("zarr", found, str(array.dtype), str(array.chunks), str(place_of)))
+            found.append(_followed(taker, graph, (array.name, *place), known))
         except Unknowable:
-            keys.append(uuid.uuid4().hex)
-    return keys
+            found.append(uuid.uuid4().hex)
+    return found
 
 
-def followed(taker: Fingerprinter, tasks: Any, output: Any, known: dict[Any, str]) -> str:
+def _followed(taker: Fingerprinter, tasks: Any, output: Any, known: dict[Any, str]) -> str:
     """Fingerprint what one key of a graph computes.
 
     Raises

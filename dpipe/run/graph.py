@@ -14,7 +14,7 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.flows import Flows, counting
 from dpipe.blocks.rows import Rows, RowsAt
-from dpipe.collect.loads import Graph, Load
+from dpipe.collect.loads import ArrayLoad, Graph, Load
 from dpipe.collect.source import Source
 
 
@@ -51,7 +51,7 @@ class GraphBuilder:
         self.tasks[then] = GraphNode.fuse(self.tasks.pop(first), self.tasks[then])
 
 
-def needs_of(load: Load) -> Any:
+def needs_of(load: Load | ArrayLoad) -> Any:
     """List the shared tasks that a load waits for, in the order of its `needs`."""
     return List(*map(TaskRef, load.needs))
 
