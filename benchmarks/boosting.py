@@ -59,6 +59,12 @@ def dpipe_fit(train: Sequence[Path], arguments: Namespace) -> Any:
     return dpipe.fit(_estimator(arguments), frame, LABEL, memory=arguments.memory)
 
 
+def dpipe_shares(train: Sequence[Path], arguments: Namespace) -> Any:
+    """Train with dpipe, two learners that XGBoost joins, each with a half of the blocks."""
+    frame = dpipe.read_parquet(train)
+    return dpipe.fit(_estimator(arguments), frame, LABEL, memory=arguments.memory, shares=2)
+
+
 def in_memory(train: Sequence[Path], arguments: Namespace) -> Any:
     """Train with XGBoost itself, on one pandas frame."""
     frame = pd.read_parquet(train)
@@ -66,7 +72,7 @@ def in_memory(train: Sequence[Path], arguments: Namespace) -> Any:
 
 
 CONTENDERS: dict[str, Callable[[Sequence[Path], Namespace], Any]] = {
-    function.__name__: function for function in (dpipe_fit, in_memory)
+    function.__name__: function for function in (dpipe_fit, dpipe_shares, in_memory)
 }
 
 
@@ -123,7 +129,7 @@ def row(name: str, runs: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the data, run both in turns, print the table."""
+    """Make the data, run the contenders in turns, print the table."""
     parser = ArgumentParser(prog="python -m benchmarks.boosting", description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000, help="rows to train on (2_000_000)")
     parser.add_argument("--columns", type=int, default=30, help="columns of X (30)")

@@ -6,7 +6,7 @@ for a pass, and to a pandas frame when Dask does.
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,9 @@ from dpipe.collect.files import UNSTAMPED, Stamp, check_unchanged, find_files, i
 from dpipe.collect.footers import Footer, Listing, parquet_file, read_footers
 from dpipe.errors import InputError, SourceError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, block_nbytes_for, parse_bytes
+
+#: Encoded columns of about so many bytes are decoded by one call: they stay in the processor's cache.
+_AT_A_TIME_NBYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,16 @@ class ParquetReader:
         with parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
             found = _spelling(wanted, parquet.schema_arrow.names)
             names = [name for name in found.values() if name]
-            return found, parquet.read_row_groups(block.row_groups, columns=names, use_threads=False)
+            parts = [
+                parquet.read_row_groups(block.row_groups, columns=some, use_threads=False)
+                for some in _some_at_a_time(names, parquet.metadata, block.row_groups)
+            ]
+        if len(parts) == 1:
+            return found, parts[0]
+        fields = [one for part in parts for one in part.schema]
+        return found, pa.table(
+            [column for part in parts for column in part.columns], schema=pa.schema(fields)
+        )
 
     def with_types(self, table: pa.Table, path: str) -> pa.Table:
         """Give a table, which has all columns, the types that every block has.
@@ -129,6 +141,16 @@ class ParquetReader:
             # a table without columns still has rows
             return pa.table({"": pa.nulls(table.num_rows)}).select([])
         return pa.table(arrays, names=list(found))
+
+
+def _some_at_a_time(names: list[str], metadata: Any, row_groups: Sequence[int]) -> Iterator[list[str]]:
+    """Share columns out over calls of Arrow, which holds the bytes of all until the last one is decoded."""
+    nbytes = sum(metadata.row_group(i).total_byte_size for i in row_groups)
+    step = (
+        max(_AT_A_TIME_NBYTES * metadata.row_group(0).num_columns // max(nbytes, 1), 1) if row_groups else 1
+    )
+    for i in range(0, max(len(names), 1), step):
+        yield names[i : i + step]
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, path: str) -> pa.ChunkedArray:

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from dpipe.blocks.flows import Flow
-from dpipe.blocks.heap import keep_freed, trim
+from dpipe.blocks.heap import give_back, keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.scratch import ScratchBlock
 from dpipe.blocks.table import n_rows, nbytes
@@ -99,8 +99,9 @@ def read_block(
     made = made_ready(rows, values) if values else Rows(np.empty((0, 0)), None, None, values={})
     size = nbytes(rows.X)
     block = made if folder is None else ScratchBlock.write(folder, token, values, rows)
-    del rows, made
-    trim(size)
+    del rows, made, values
+    # what candidates leave in the heap is of other sizes, so that a block does not find its own place again
+    trim(size) if folder is None else give_back()
     emit({"pass": name, "block": number, "n_blocks": None, "rows": tally.rows, "nbytes": tally.nbytes})
     return Ready(block, tally)
 

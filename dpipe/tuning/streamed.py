@@ -18,12 +18,15 @@ from dpipe.cluster.local import Place, compute_keys
 from dpipe.collect.loads import ScratchLoad
 from dpipe.collect.source import Source
 from dpipe.errors import DpipeError, LedgerError
+from dpipe.families.model_file import open_model
 from dpipe.families.program import Known
+from dpipe.ledger.book import Pen
 from dpipe.ledger.codec import decode, encode
 from dpipe.ledger.fingerprint import Fingerprinter, Unknowable, joined
 from dpipe.run.graph import GraphBuilder, Input, add_inputs, graph_token
 from dpipe.run.recorded import Recorded
 from dpipe.run.scan import add_scan
+from dpipe.train.resume import freeze
 from dpipe.tuning.foundation import ForLearning, ForScoring, Foundation
 from dpipe.tuning.learning import (
     Trained,
@@ -189,7 +192,9 @@ class Runner:
         state = self._value(self.states[best.ident])
         self.outcome.best, self.outcome.learner = best.ident, state.learner
         self.outcome.tally = replace(self.outcome.tally, lengths=self._held_lengths)
-        self._write("end", (self.outcome.records, best.ident, *_frozen(state), self.outcome.tally))
+        if self._pen is not None:  # only then: what knows all kinds of models is large
+            content = freeze((state.learner, None))
+            self._write("end", (self.outcome.records, best.ident, content, self.outcome.tally))
         return self.outcome
 
     def _take(self, turn: int) -> int:
@@ -437,14 +442,15 @@ class Runner:
     def _place(self, key: str) -> Any:
         return None if self.recorded is None or not self.key else self.recorded.ledger.find(key)
 
+    @property
+    def _pen(self) -> Pen | None:
+        return None if self.recorded is None or not self.key else self.recorded.ledger.pen
+
     def _write(self, name: str, value: Any) -> None:
-        pen = None if self.recorded is None or not self.key else self.recorded.ledger.pen
-        if pen is not None:
-            pen.write(joined(self.key, name), encode(value), what="search", rows=0, nbytes=0)
+        if self._pen is not None:
+            self._pen.write(joined(self.key, name), encode(value), what="search", rows=0, nbytes=0)
 
     def _recalled_end(self, end: Any) -> Outcome:
-        from dpipe.families.model_file import open_model
-
         assert self.recorded is not None
         records, best, content, tally = end
         self.recorded.say("the whole search is on record.")
@@ -478,8 +484,7 @@ class Runner:
 
     def _save(self) -> None:
         """Record the candidates, if that is due."""
-        pen = None if self.recorded is None or not self.key else self.recorded.ledger.pen
-        began = time.monotonic()
+        pen, began = self._pen, time.monotonic()
         if pen is None or began < self._due or not self._restored:
             return
         keys = {i: joined(self.key, str(i), str(self.calls[i])) for i in self.states if self.calls[i]}
@@ -498,12 +503,6 @@ class Runner:
         self._saved |= set(new.values())
         self._write("snapshot", {i: (self.calls[i], key) for i, key in keys.items()})
         self._due = time.monotonic() + _WORTH_TIMES * (time.monotonic() - began)
-
-
-def _frozen(state: Trained) -> tuple[Any]:
-    from dpipe.train.resume import freeze
-
-    return (freeze((state.learner, None)),)
 
 
 def _with_tally(state: Any, metric: str) -> tuple[tuple[Found, ...], Tally]:

@@ -8,7 +8,7 @@ from benchmarks import boosting
 
 
 @pytest.mark.parametrize("memory", [None, "4 GiB"])
-def test_both_contenders_reach_the_same(memory, tmp_path, capsys):
+def test_all_contenders_reach_the_same(memory, tmp_path, capsys):
     found = {}
     for name in boosting.CONTENDERS:
         options = [
@@ -26,6 +26,7 @@ def test_both_contenders_reach_the_same(memory, tmp_path, capsys):
         assert boosting.main([*options, *([] if memory is None else ["--memory", memory])]) == 0
         found[name] = json.loads(capsys.readouterr().out)
     assert found["dpipe_fit"]["auc"] == pytest.approx(found["in_memory"]["auc"], abs=0.002)
+    assert found["dpipe_shares"]["auc"] == pytest.approx(found["in_memory"]["auc"], abs=0.01)
     assert found["in_memory"]["auc"] > 0.6
 
 
