@@ -65,8 +65,8 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
         Chunked (Dask) or in memory. All variables of a data set have the sample dims; what other dims there are, and
         the variables, are features.
     y : xarray.DataArray or str, optional
-        With the sample dims, and one more for several targets; a str is the name of a variable of X, which is then
-        taken out of X.
+        With the sample dims; each place along other dims is a target, in their order. A str is the name of a variable
+        of X, which is then taken out of X.
     sample_weight : xarray.DataArray or str, optional
         With some of the sample dims: a weight for each latitude holds for all cells of it.
     sample_dims : str or sequence of str
@@ -251,11 +251,10 @@ def _beside(X: Any, values: Any, role: str, dims: tuple[Any, ...]) -> Variable:
         )
     lacks = [dim for dim in dims if dim not in values.dims]
     rest = [dim for dim in values.dims if dim not in dims]
-    if role == "y" and (lacks or len(rest) > 1):
-        said = f"lacks {', '.join(map(repr, lacks))}" if lacks else "has several others"
+    if role == "y" and lacks:
         raise InputError(
-            f"y has the dims {_listed(values.dims)}, which {said}. It must have those of sample_dims, "
-            f"{_listed(dims)}, in any order, and at most one more, for several targets."
+            f"y has the dims {_listed(values.dims)}, which lacks {_listed(lacks)}. It must have those of sample_dims, "
+            f"{_listed(dims)}, in any order; others are for several targets."
         )
     if role != "y" and (rest or len(lacks) == len(dims)):
         raise InputError(

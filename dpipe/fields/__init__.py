@@ -1,11 +1,11 @@
 """Preprocess gridded data: functions from xarray to xarray, lazy, block by block."""
 
 from dpipe.fields.climate import anomalies, climatology
-from dpipe.fields.patches import patches
+from dpipe.fields.patching import patches
 from dpipe.fields.regridding import regrid
 from dpipe.fields.splits import check_leaks, folds, split
 from dpipe.fields.trends import detrend, moments, standardise, trend
-from dpipe.fields.unpatch import unpatch
+from dpipe.fields.unpatching import unpatch
 from dpipe.fields.windows import coarsen, lags, rolling
 
 __all__ = [

@@ -226,11 +226,8 @@ def _put_back(
     row_of = np.arange(len(starts)) - np.asarray(starts_of(values.chunks[0]))[block_of]
     begins = [starts_of(sizes) for sizes in chunks]
     touches = [
-        [
-            (starts[:, i] < a + size) & (starts[:, i] + how.sizes[i] > a)
-            for a, size in zip(begins[i], sizes, strict=True)
-        ]
-        for i, sizes in enumerate(chunks)
+        [(along < a + n_cells) & (along + size > a) for a, n_cells in zip(mine, sizes, strict=True)]
+        for along, size, mine, sizes in zip(starts.T, how.sizes, begins, chunks, strict=True)
     ]
     rest = values.chunks[1 + n :]
     tasks: dict[Any, Any] = {}
@@ -240,20 +237,28 @@ def _put_back(
         most = max(most, len(mine))
         shape = tuple(chunks[i][j] for i, j in enumerate(place))
         relative = starts[mine] - np.array([begins[i][j] for i, j in enumerate(place)])
-        blocks = np.unique(block_of[mine]).tolist()
+        spans = _spans(relative, how.sizes, shape)
         for more in np.ndindex(*map(len, rest)):
             pieces = []
-            for b in blocks:
-                of = (values.name, b, *(0,) * n, *more)
-                key = (f"{name}-of", b, *place, *more)
-                tasks[key] = Task(key, _rows, TaskRef(of), row_of[mine[block_of[mine] == b]])
+            for b in np.unique(block_of[mine]).tolist():
+                of, key = (values.name, b, *(0,) * n, *more), (f"{name}-of", b, *place, *more)
+                tasks[key] = Task(key, _cropped, TaskRef(of), row_of[mine[block_of[mine] == b]], spans)
                 pieces.append(TaskRef(key))
             key = (name, *place, *more)
             whole = (*shape, *(sizes[j] for sizes, j in zip(rest, more, strict=True)))
-            tasks[key] = Task(key, _joined, how, whole, relative, List(*pieces))
+            tasks[key] = Task(key, _joined, how, whole, relative, spans, List(*pieces))
     _check_memory(given, values, chunks, most, how, memory)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=list[Any]([values]))
     return da.Array(graph, name, (*chunks, *rest), dtype=how.dtype)
+
+
+def _spans(starts: np.ndarray, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Give which cells of the windows may lie in a block: from where to where, along each axis."""
+    if not len(starts):
+        return ((0, 0),) * len(sizes)
+    first = np.maximum(-starts, 0).min(axis=0)
+    last = np.minimum(np.array(shape) - starts, sizes).max(axis=0)
+    return tuple(zip(first.tolist(), last.tolist(), strict=True))
 
 
 def _check_memory(
@@ -274,13 +279,20 @@ def _check_memory(
     )
 
 
-def _rows(block: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return block[rows]
+def _cropped(block: np.ndarray, rows: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    inside = [
+        slice(None) if n == 1 else slice(a, b) for n, (a, b) in zip(block.shape[1:], spans, strict=False)
+    ]
+    return block[(slice(None), *inside)][rows]
 
 
 def _joined(
-    how: Overlaps, shape: tuple[int, ...], starts: np.ndarray, pieces: Sequence[np.ndarray]
+    how: Overlaps,
+    shape: tuple[int, ...],
+    starts: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    pieces: Sequence[np.ndarray],
 ) -> np.ndarray:
     if not pieces:
         return np.full(shape, how.fill, dtype=how.dtype)
-    return how(shape, pieces[0] if len(pieces) == 1 else np.concatenate(pieces), starts)
+    return how(shape, pieces[0] if len(pieces) == 1 else np.concatenate(pieces), starts, spans)
