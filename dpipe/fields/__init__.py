@@ -2,6 +2,7 @@
 
 from dpipe.fields.climate import anomalies, climatology
 from dpipe.fields.patching import patches
+from dpipe.fields.plans import FieldPlan, plan
 from dpipe.fields.regridding import regrid
 from dpipe.fields.splits import check_leaks, folds, split
 from dpipe.fields.trends import detrend, moments, standardise, trend
@@ -9,6 +10,7 @@ from dpipe.fields.unpatching import unpatch
 from dpipe.fields.windows import coarsen, lags, rolling
 
 __all__ = [
+    "FieldPlan",
     "anomalies",
     "check_leaks",
     "climatology",
@@ -18,6 +20,7 @@ __all__ = [
     "lags",
     "moments",
     "patches",
+    "plan",
     "regrid",
     "rolling",
     "split",

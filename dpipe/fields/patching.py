@@ -15,6 +15,7 @@ from dask.tokenize import tokenize
 from dpipe.blocks.patches import cut
 from dpipe.errors import InputError
 from dpipe.fields.checks import each_variable, ordered, sizes_of
+from dpipe.fields.costs import Step
 from dpipe.fields.regions import Axis, check_regions, map_regions
 
 #: Cells that the windows of one block have at most, where more than one begins in a block of the field. It depends on
@@ -179,8 +180,8 @@ def _patches(x: xr.DataArray, *, size: Any, overlap: Any, remainder: str, memory
         for dim in sizes
     )
     # the region, and the patches once while they are picked and once as they are given
-    check_regions(x, axes, 1 + 2 * expands, memory, "patches")
-    values = _cut_blocks(x, sizes, groups, axes)
+    step = check_regions(x, axes, 1 + 2 * expands, memory, "patches")
+    values = _cut_blocks(x, sizes, groups, axes, step)
     return xr.DataArray(
         values,
         dims=("patch", *x.dims),
@@ -198,7 +199,7 @@ def _window_axis(groups: Sequence[np.ndarray], size: int) -> Axis:
     return Axis(tuple(map(len, groups)), ranges, tuple((each - each[0], size) for each in groups))
 
 
-def _cut_blocks(x: xr.DataArray, sizes: Any, groups: Any, axes: Sequence[Axis]) -> da.Array:
+def _cut_blocks(x: xr.DataArray, sizes: Any, groups: Any, axes: Sequence[Axis], step: Step) -> da.Array:
     numbers = [len(groups[dim]) for dim in sizes]
     at = [x.get_axis_num(dim) for dim in sizes]
     counts = tuple(math.prod(map(len, each)) for each in itertools.product(*(groups[dim] for dim in sizes)))
@@ -210,7 +211,7 @@ def _cut_blocks(x: xr.DataArray, sizes: Any, groups: Any, axes: Sequence[Axis]) 
 
     begins = {str(dim): [each.tolist() for each in groups[dim]] for dim in sizes}
     name = f"patches-{tokenize(x.data.name, dict(sizes), begins)}"
-    return map_regions(x.data, name, axes, _Cut(), x.dtype, chunks=(counts, *chunks), place_of=place_of)
+    return map_regions(x.data, name, axes, _Cut(), x.dtype, step, chunks=(counts, *chunks), place_of=place_of)
 
 
 def _origins(x: xr.DataArray, sizes: Any, groups: Any) -> dict[str, Any]:

@@ -104,12 +104,12 @@ def _regrid(x: xr.DataArray, *, target: Any, method: str, min_cover: float, memo
         matrix = _Dim.of(x, dim).weights(centres, method)
         axes.append(_weighing_axis(matrix, chunks))
         coords[dim] = xr.DataArray(centres, dims=[dim], attrs=x[dim].attrs)
-    check_regions(x, axes, 40 / x.dtype.itemsize, memory, "regrid")
+    step = check_regions(x, axes, 40 / x.dtype.itemsize, memory, "regrid")
     kernel = _Weigh(min_cover, x.dtype if x.dtype.kind == "f" else np.dtype(np.float64))
     name = (
         f"regrid-{tokenize(x.data.name, kernel, method, {str(k): np.asarray(v) for k, v in target.items()})}"
     )
-    values = map_regions(x.data, name, axes, kernel, kernel.dtype)
+    values = map_regions(x.data, name, axes, kernel, kernel.dtype, step)
     return xr.DataArray(values, dims=x.dims, coords=coords, name=x.name, attrs=x.attrs)
 
 

@@ -73,10 +73,10 @@ def trend(x: xr.DataArray, dim: Hashable = "time", *, memory: int | str | None =
     middle, half = (t[0] + t[-1]) / 2, max(abs(t[-1] - t[0]) / 2, 1e-300)
     axis = x.get_axis_num(dim)
     parts = np.split((t - middle) / half, np.cumsum(x.data.chunks[axis])[:-1])
-    _check_room(x, [axis], 48, memory, "trend")
+    need = _check_room(x, [axis], 48, memory, "trend")
     keep = [i for i in range(x.ndim) if i != axis]
     states = _folded(
-        x.data, f"trend-{tokenize(t)[:8]}", (axis,), TrendSums, lambda cells: (cells,), 48, parts
+        x.data, f"trend-{tokenize(t)[:8]}", (axis,), TrendSums, lambda cells: (cells,), 48, parts, need
     )
     origin = x[dim].values[0] if dim in x.indexes else 0
     dims = [x.dims[i] for i in keep]
@@ -178,7 +178,7 @@ def moments(
     axes = tuple(sorted(x.get_axis_num(dim) for dim in dims))
     if not axes:
         raise InputError(f"moments: name at least one dim, of {', '.join(map(repr, x.dims))}.")
-    _check_room(x, axes, 24, memory, "moments")
+    need = _check_room(x, axes, 24, memory, "moments")
     keep = [i for i in range(x.ndim) if i not in axes]
     states = _folded(
         x.data,
@@ -188,6 +188,7 @@ def moments(
         lambda cells: (np.zeros(1, dtype=np.int64), cells, True),
         24,
         None,
+        need,
     )
     coords = {name: coord for name, coord in x.coords.items() if not set(dims) & set(coord.dims)}
     made = {
@@ -249,26 +250,35 @@ def standardise(
     return each_variable(x, dims, "standardise", one)
 
 
-def _check_room(x: xr.DataArray, axes: Sequence[int], per_cell: int, memory: Any, who: str) -> None:
+def _check_room(x: xr.DataArray, axes: Sequence[int], per_cell: int, memory: Any, who: str) -> float:
     each, threads = room(memory, x)
     sizes = [max(sizes) for sizes in x.data.chunks]
     block = math.prod(sizes) * (2 * x.dtype.itemsize + 16)
     cells = math.prod(size for i, size in enumerate(sizes) if i not in axes)
+    need = block + 3 * per_cell * cells
     refuse_beyond(
-        block + 3 * per_cell * cells,
+        need,
         each,
         threads,
         f"a block of shape {tuple(sizes)}, with its sums,",
         f"Read smaller ones, such as x.chunk({larger_chunks(x, each // (8 * x.dtype.itemsize))}), or give more memory.",
         who=who,
     )
+    return need
 
 
 def _folded(
-    data: da.Array, purpose: str, axes: tuple[int, ...], kind: Any, begin: Any, per_cell: int, parts: Any
+    data: da.Array,
+    purpose: str,
+    axes: tuple[int, ...],
+    kind: Any,
+    begin: Any,
+    per_cell: int,
+    parts: Any,
+    need: float,
 ) -> tuple[Reading, dict[tuple[int, ...], str]]:
     """Fold all blocks along some axes; give the key of the state of each place along the others."""
-    reading = Reading.of(data, purpose)
+    reading = Reading.of(data, purpose, need)
     keep = [i for i in range(data.ndim) if i not in axes]
     largest = math.prod(max(data.chunks[i]) for i in keep) * per_cell
     lanes = lanes_of(math.prod(data.numblocks[i] for i in axes), largest)
@@ -332,7 +342,8 @@ def _mapped(
     x: xr.DataArray, keep: list[int], others: list[da.Array], function: Any, arguments: Any, purpose: str
 ) -> xr.DataArray:
     """Apply a function to each block, beside the blocks of what was found for its cells."""
-    reading = Reading.of(x.data, purpose)
+    block = math.prod(max(sizes) for sizes in x.data.chunks)
+    reading = Reading.of(x.data, purpose, block * (2 * x.dtype.itemsize + 16))
     name = f"{purpose}-{tokenize(x.data.name, [other.name for other in others], keep)}"
     dtype = np.result_type(x.dtype, np.float32)
 

@@ -15,6 +15,7 @@ from dask.tokenize import tokenize
 from dpipe.blocks.patches import Overlaps, tapered
 from dpipe.errors import InputError
 from dpipe.fields.checks import refuse_beyond, room, sizes_of
+from dpipe.fields.costs import Step, steps_of, told
 from dpipe.fields.passes import starts_of
 
 
@@ -247,9 +248,19 @@ def _put_back(
             key = (name, *place, *more)
             whole = (*shape, *(sizes[j] for sizes, j in zip(rest, more, strict=True)))
             tasks[key] = Task(key, _joined, how, whole, relative, spans, List(*pieces))
-    _check_memory(given, values, chunks, most, how, memory)
+    need = _check_memory(given, values, chunks, most, how, memory)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=list[Any]([values]))
-    return da.Array(graph, name, (*chunks, *rest), dtype=how.dtype)
+    step = Step(
+        token=name,
+        what="unpatch",
+        n_blocks=values.npartitions,
+        nbytes=int(values.nbytes),
+        n_read=values.npartitions,
+        read_nbytes=int(values.nbytes),
+        task_nbytes=int(need),
+        source="" if steps_of(values) else values.name,
+    )
+    return told(da.Array(graph, name, (*chunks, *rest), dtype=how.dtype), step)
 
 
 def _spans(starts: np.ndarray, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -263,20 +274,22 @@ def _spans(starts: np.ndarray, sizes: Sequence[int], shape: Sequence[int]) -> tu
 
 def _check_memory(
     given: xr.DataArray, values: da.Array, chunks: Any, most: int, how: Overlaps, memory: Any
-) -> None:
+) -> float:
     """Refuse a block of the grid that does not fit with the patches that touch it."""
     each, threads = room(memory, given.chunk() if given.chunks is None else given)
     beside = math.prod(map(max, values.chunks[1 + len(how.sizes) :]))
     cells = math.prod(map(max, chunks)) * beside
     patch = math.prod(values.shape[1 : 1 + len(how.sizes)]) * beside * values.dtype.itemsize
+    need = cells * (32 + how.dtype.itemsize) + 2 * most * patch
     refuse_beyond(
-        cells * (32 + how.dtype.itemsize) + 2 * most * patch,
+        need,
         each,
         threads,
         f"a block of {cells:,} cells with the {most:,} patches that touch it",
         "Give like smaller chunks, or give more memory.",
         who="unpatch",
     )
+    return need
 
 
 def _cropped(block: np.ndarray, rows: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -214,10 +214,10 @@ def _rolling(
         size = sizes.get(dim, 1)
         after = size - 1 - size // 2 if center else 0
         axes.append(Axis.same(chunks) if size == 1 else _reaching(chunks, size - 1 - after, after))
-    check_regions(x, axes, 6 if statistic == "std" else 4, memory, "rolling")
+    step = check_regions(x, axes, 6 if statistic == "std" else 4, memory, "rolling")
     kernel = _Roll(tuple(sizes.get(dim, 1) for dim in x.dims), statistic, least, _floating(x.dtype))
     name = f"rolling-{tokenize(x.data.name, kernel, center)}"
-    return x.copy(data=map_regions(x.data, name, axes, kernel, kernel.dtype))
+    return x.copy(data=map_regions(x.data, name, axes, kernel, kernel.dtype, step))
 
 
 @dataclass(frozen=True)
@@ -251,13 +251,14 @@ def _lags(x: xr.DataArray, *, steps: Any, dim: Hashable, memory: Any) -> xr.Data
     axes = [Axis.same(chunks) for chunks in x.data.chunks]
     axes[axis] = _reaching(x.data.chunks[axis], max(steps), -min(steps))
     kernel = _Shift(axis, steps, _floating(x.dtype))
-    check_regions(x, axes, 2 + len(steps), memory, "lags")
+    step = check_regions(x, axes, 2 + len(steps), memory, "lags")
     made = map_regions(
         x.data,
         f"lags-{tokenize(x.data.name, kernel)}",
         axes,
         kernel,
         kernel.dtype,
+        step,
         chunks=(*x.data.chunks, (len(steps),)),
         place_of=lambda place: (*place, 0),
     )
@@ -304,10 +305,10 @@ def _coarsen(x: xr.DataArray, *, factors: Any, statistic: str, boundary: str, me
         _coarse_axis(chunks, sizes[dim], boundary) if dim in sizes else Axis.same(chunks)
         for dim, chunks in zip(x.dims, x.data.chunks, strict=True)
     ]
-    check_regions(x, axes, 4, memory, "coarsen")
+    step = check_regions(x, axes, 4, memory, "coarsen")
     kernel = _Coarsen(tuple(sizes.get(dim, 1) for dim in x.dims), statistic, _floating(x.dtype))
     values = map_regions(
-        x.data, f"coarsen-{tokenize(x.data.name, kernel, boundary)}", axes, kernel, kernel.dtype
+        x.data, f"coarsen-{tokenize(x.data.name, kernel, boundary)}", axes, kernel, kernel.dtype, step
     )
     coords = x.coords.to_dataset()
     mine = {
