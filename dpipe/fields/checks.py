@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from dpipe.cluster.local import find_place
+from dpipe.collect.array_join import not_monotonic
 from dpipe.errors import InputError, MemoryLimitError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, format_bytes, parse_bytes
 
@@ -109,17 +110,12 @@ def ordered(x: xr.DataArray, dim: Hashable, who: str, *, needed: bool = True) ->
     index = x.indexes[dim]
     if index.hasnans:
         raise InputError(f"{who}: the coordinate {dim!r} has missing values. Leave them out first.")
-    doubled = index[index.duplicated()]
-    if len(doubled):
+    said = not_monotonic(np.asarray(index))
+    if said:
+        call = "drop_duplicates" if "twice" in said else "sortby"
         raise InputError(
-            f"{who}: the coordinate {dim!r} has {doubled[0]} more than once. Keep one of each: "
-            f"x.drop_duplicates({str(dim)!r})."
-        )
-    if not (index.is_monotonic_increasing or index.is_monotonic_decreasing):
-        at = next(i for i in range(1, len(index)) if (index[i] < index[i - 1]) != (index[1] < index[0]))
-        raise InputError(
-            f"{who}: the coordinate {dim!r} goes back and forth: {index[at - 1]} is followed by {index[at]}. "
-            f"Sort it: x.sortby({str(dim)!r})."
+            f"{who}: the coordinate {dim!r} {said}. "
+            f"{'Keep one of each' if 'twice' in said else 'Sort it'}: x.{call}({str(dim)!r})."
         )
     return np.asarray(index)
 

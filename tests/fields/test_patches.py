@@ -225,7 +225,7 @@ def test_bad_input():
     for arguments, message in bad:
         with pytest.raises(InputError, match=message):
             fields.patches(x, **arguments)
-    with pytest.raises(InputError, match="goes back and forth"):
+    with pytest.raises(InputError, match="is not monotonic"):
         fields.patches(x.isel(time=[0, 2, 1]), {"time": 2})
     with pytest.raises(InputError, match="a 'patch' already"):
         fields.patches(x.rename(lon="patch"), {"time": 2})

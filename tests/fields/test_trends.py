@@ -74,7 +74,7 @@ def test_bad_input():
     x = field()
     with pytest.raises(InputError, match="no dim 'depth'"):
         fields.detrend(x, "depth")
-    with pytest.raises(InputError, match="goes back and forth"):
+    with pytest.raises(InputError, match="is not monotonic"):
         fields.trend(x.isel(time=[0, 2, 1]))
     with pytest.raises(InputError, match="line has no origin, slope|line has no slope"):
         fields.detrend(x, line=xr.Dataset({"intercept": 1}))
