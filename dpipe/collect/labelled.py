@@ -89,6 +89,11 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
     X, w = _taken_out(X, sample_weight, "sample_weight")
     arrays = _arrays_of(X, dims)
     variables = [_variable(array, str(name), dims) for name, array in arrays.items()]
+    if not any(v.width for v in variables):
+        empty = sorted({str(v.dims[axis]) for v in variables for axis in v.rest if not v.data.shape[axis]})
+        raise InputError(
+            f"X has no features: there is nothing along {', '.join(map(repr, empty))}. Select at least one."
+        )
     names = None if isinstance(X, xr.DataArray) else tuple(_column_names(arrays, dims))
     target = None if y is None else _beside(X, y, "y", dims)
     weights = None if w is None else _beside(X, w, "sample_weight", dims)
@@ -324,16 +329,20 @@ def _check_size(grid: Grid) -> None:
         return
     per_row = sum(grid.row_nbytes.values())
     cells = [n for n in grid.cells if n is not None]
+    n_chunks = len(grid.blocks) * sum(v.n_reads for v in grid.X)
+    several = max(v.n_reads for v in grid.X) > 1
     small = max(cells, default=0) == 1 and per_row < _SMALL_NBYTES
-    if not small or len(grid.blocks) < _MANY_BLOCKS:
+    if not small or n_chunks < _MANY_BLOCKS:
         return
-    wanted, sizes = max(_GOOD_NBYTES // per_row, 1), {}
+    wanted = max(_GOOD_NBYTES // per_row, 1)
+    sizes = {v.dims[axis]: int(v.data.shape[axis]) for v in grid.X for axis in v.rest} if several else {}
     for dim, chunks in zip(reversed(grid.sample_dims), reversed(grid.chunks), strict=True):
         sizes[dim] = min(int(sum(chunks)), wanted)
         wanted = max(wanted // max(sizes[dim], 1), 1)
     warnings.warn(
-        f"X has {len(grid.blocks):,} chunks of one sample and {format_bytes(per_row)} each: reading them takes far "
-        f"longer than the work on them. X.chunk({sizes}) reads many at a time; to have it for good, write the store "
-        "anew with these chunks.",
+        f"X has {n_chunks:,} chunks of {'part of ' if several else ''}one sample and "
+        f"{format_bytes(per_row * len(grid.blocks) / n_chunks)} each: reading them takes far longer than the work on "
+        f"them. X.chunk({sizes}) reads many at a time; to have it for good, write it anew: "
+        f"dpipe.rechunk(X, 'new.zarr', chunks={sizes}).",
         stacklevel=6,
     )

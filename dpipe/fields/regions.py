@@ -6,7 +6,6 @@ blocks, nothing is rechunked, and what lies in a neighbour is sent as a slice of
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import List, Task, TaskRef
 
 from dpipe.blocks.windows import assembled
-from dpipe.fields.checks import larger_chunks, refuse_beyond, room
+from dpipe.fields.checks import larger_chunks, refuse_beyond, room, warn_caller
 from dpipe.fields.costs import Step, steps_of, told
 
 #: Blocks that a region may need along one dim before a warning tells of it.
@@ -187,10 +186,9 @@ def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: 
         number = x.get_axis_num(dim)
         region, chunk = sizes[number], x.data.chunksize[number]
         better = min(4 * region, x.shape[number])
-        warnings.warn(
+        warn_caller(
             f"{who}: along {dim!r} each block needs {region} elements, and the chunks hold {chunk}: very many "
             f"blocks are read for each. Read larger ones: x.chunk({{{str(dim)!r}: {better}}}).",
-            stacklevel=4,
         )
     taken = x.dtype.itemsize * math.prod(
         sum(b - a for ranges in axis.ranges for a, b in ranges) for axis in axes

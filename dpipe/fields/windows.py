@@ -138,7 +138,7 @@ def coarsen(
     Raises
     ------
     InputError
-        If a dim is not there, or its length does not go with the factor.
+        If a dim is not there, its length does not go with the factor, or its coordinate is doubled or out of order.
     MemoryLimitError
         If a block does not fit.
 
@@ -292,6 +292,7 @@ def _coarse_axis(sizes: Sequence[int], factor: int, boundary: str) -> Axis:
 def _coarsen(x: xr.DataArray, *, factors: Any, statistic: str, boundary: str, memory: Any) -> xr.DataArray:
     sizes = sizes_of(factors, x.dims, "factors", "coarsen")
     for dim, factor in sizes.items():
+        ordered(x, dim, "coarsen", needed=False)
         if factor > x.sizes[dim]:
             raise InputError(
                 f"coarsen: {dim!r} has {x.sizes[dim]} cells, fewer than the factor {factor}. Take a smaller one."
