@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -110,6 +111,22 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
     grid = Grid(tuple(variables), target, weights, dims, names, missing)
     _check_size(grid)
     return grid
+
+
+def beside_grid(grid: Grid, values: xr.DataArray) -> Grid:
+    """Put values of some sample dims, and of any others, in the place of the weights.
+
+    Raises
+    ------
+    BlockMismatchError
+        If they are chunked otherwise than X.
+    """
+    axes = tuple(values.dims.index(dim) if dim in values.dims else None for dim in grid.sample_dims)
+    found = Variable("sample_weight", values.data, tuple(values.dims), axes)
+    if grid.is_lazy:
+        chunks = list(grid.chunks)
+        found = _agreeing(found.chunked(chunks), chunks, grid.sample_dims, "X")
+    return replace(grid, w=found)
 
 
 def _checked_dims(X: Any, sample_dims: Any) -> tuple[Any, ...]:

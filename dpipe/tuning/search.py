@@ -227,7 +227,9 @@ class Search(BaseEstimator):  # type: ignore[misc]
         if self._is_crossed():
             if self.sampler is not None:
                 raise InputError("What is cross-validated takes no sampler. Leave it out.")
-            return prepare_crossed(self, source, self._params(), self._take_crossed, **place)
+            return prepare_crossed(
+                self, source, self._params(), self._take_crossed, each_fit=self._take_each, **place
+            )
         _check_learner(self.estimator, source)
         brackets = settings.brackets(self.estimator, self.parameters, self._propose())
         chosen = {bracket.number: bracket.params for bracket in brackets}
@@ -300,6 +302,10 @@ class Search(BaseEstimator):  # type: ignore[misc]
         way = registered().get(type(learner))
         return self.method not in EARLY and way is not None and way.kind in ("merge", "refine")
 
+    def compared_by(self) -> tuple[str, ...]:
+        """Give the metrics that folds are scored by; the first one compares."""
+        return (scoring_of(self.scoring, self.estimator),)
+
     def _params(self) -> list[dict[str, Any]]:
         if self.method == "grid":
             return grid(self.parameters)
@@ -368,6 +374,9 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.failed_ = failed
         _warn(failed, len(params))
         self.scorer_, self.n_splits_, self.multimetric_ = metric, scores.shape[1], False
+
+    #: Called with what was fitted on each fold, where that is wanted.
+    _take_each: Any = None
 
     @property
     def metadata(self) -> dict[str, Any] | None:
