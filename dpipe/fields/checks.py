@@ -104,6 +104,21 @@ def warn_caller(text: str) -> None:
     warnings.warn(text, stacklevel=level)
 
 
+def attributes(x: xr.DataArray, *, pure: bool = False) -> dict[Any, Any]:
+    """Give the attributes for what was computed of x; `pure` numbers, such as counts, have the unit 1."""
+    if not pure:
+        return dict(x.attrs)
+    kept = {name: value for name, value in x.attrs.items() if name != "standard_name"}
+    return {**kept, "units": "1"} if "units" in kept else kept
+
+
+def computed(x: xr.DataArray, data: Any, *, pure: bool = False) -> xr.DataArray:
+    """Give an array like x of other values, which are not packed as those of x are stored."""
+    made = x.copy(data=data)
+    made.attrs, made.encoding = attributes(x, pure=pure), {}
+    return made
+
+
 def larger_chunks(x: xr.DataArray, nbytes: int, whole: Iterable[Hashable] = ()) -> dict[str, int]:
     """Propose chunks of at most about so many bytes, the dims `whole` in one."""
     chunks = {dim: 1 for dim in x.dims}

@@ -15,7 +15,7 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.cells import GroupSums, less_groups
 from dpipe.errors import InputError
-from dpipe.fields.checks import check_cells, each_variable, ordered, refuse_beyond, room
+from dpipe.fields.checks import attributes, check_cells, computed, each_variable, ordered, refuse_beyond, room
 from dpipe.fields.passes import Fold, Reading, block_ref, fold_blocks, lanes_of, map_blocks_beside
 from dpipe.sizes import counted
 
@@ -192,7 +192,8 @@ def _climatology(x: xr.DataArray, *, by: Any, dim: Hashable, statistic: str, mem
     calendar = _calendar(x, dim)
     about = {} if calendar is None else {"calendar": calendar}
     coords = {**kept, labels.name: (labels.name, groups, about)}
-    return xr.DataArray(grouping.array(), dims=dims, coords=coords, name=x.name, attrs=x.attrs)
+    attrs = attributes(x, pure=statistic == "count")
+    return xr.DataArray(grouping.array(), dims=dims, coords=coords, name=x.name, attrs=attrs)
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,8 @@ def _anomalies(
 
     dtype = np.result_type(x.dtype, *(other.dtype for other in others))
     name = f"anomalies-{tokenize(x.data.name, [other.name for other in others], places)}"
-    return x.copy(data=map_blocks_beside(reading, name, _less_pieces, arguments, dtype, others))
+    made = map_blocks_beside(reading, name, _less_pieces, arguments, dtype, others)
+    return computed(x, made, pure=scale is not None)
 
 
 def _group_dim(x: xr.DataArray, usual: xr.DataArray, by: Any, dim: Hashable) -> Hashable:

@@ -15,6 +15,7 @@ from dpipe.errors import InputError
 from dpipe.fields.checks import (
     as_numbers,
     check_cells,
+    computed,
     each_variable,
     larger_chunks,
     lazy,
@@ -351,7 +352,8 @@ def _mapped(
         cells = [place[i] for i in keep]
         return *arguments(place), dtype, *(block_ref(other, cells) for other in others)
 
-    return x.copy(data=map_blocks_beside(reading, name, function, given, dtype, others))
+    made = map_blocks_beside(reading, name, function, given, dtype, others)
+    return computed(x, made, pure=purpose == "standardise")
 
 
 def _less_line(

@@ -13,7 +13,7 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.windows import STATISTICS, coarsened, padded, rolled, shifted
 from dpipe.errors import InputError
-from dpipe.fields.checks import each_variable, ordered, sizes_of
+from dpipe.fields.checks import attributes, computed, each_variable, ordered, sizes_of
 from dpipe.fields.regions import Axis, check_regions, map_regions
 
 
@@ -217,7 +217,8 @@ def _rolling(
     step = check_regions(x, axes, 6 if statistic == "std" else 4, memory, "rolling")
     kernel = _Roll(tuple(sizes.get(dim, 1) for dim in x.dims), statistic, least, _floating(x.dtype))
     name = f"rolling-{tokenize(x.data.name, kernel, center)}"
-    return x.copy(data=map_regions(x.data, name, axes, kernel, kernel.dtype, step))
+    made = map_regions(x.data, name, axes, kernel, kernel.dtype, step)
+    return computed(x, made, pure=statistic == "count")
 
 
 @dataclass(frozen=True)
@@ -317,4 +318,5 @@ def _coarsen(x: xr.DataArray, *, factors: Any, statistic: str, boundary: str, me
     }
     if mine:
         coords = coords.coarsen(mine, boundary=cast(Literal["exact", "trim", "pad"], boundary)).mean()
-    return xr.DataArray(values, dims=x.dims, coords=coords.coords, name=x.name, attrs=x.attrs)
+    attrs = attributes(x, pure=statistic == "count")
+    return xr.DataArray(values, dims=x.dims, coords=coords.coords, name=x.name, attrs=attrs)
