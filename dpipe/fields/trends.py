@@ -6,6 +6,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import xarray as xr
 from dask.task_spec import Task, TaskRef
 from dask.tokenize import tokenize
@@ -14,6 +15,7 @@ from dpipe.blocks.cells import GroupSums, TrendSums, less_line, standardised
 from dpipe.errors import InputError
 from dpipe.fields.checks import (
     as_numbers,
+    attributes,
     check_cells,
     computed,
     each_variable,
@@ -85,8 +87,19 @@ def trend(x: xr.DataArray, dim: Hashable = "time", *, memory: int | str | None =
     made = {}
     for what in ("slope", "intercept"):
         values = _of_states(states, x.data, keep, _line, what, middle, half)
-        made[what] = (dims, values)
+        made[what] = (dims, values, attributes(x) if what == "intercept" else _per_step(x, dim))
     return xr.Dataset(made, coords=coords)
+
+
+def _per_step(x: xr.DataArray, dim: Hashable) -> dict[Any, Any]:
+    """Give the attributes of a slope: its unit is that of x for each day, or for each unit of the dim."""
+    made = attributes(x, pure=True)
+    unit = "day" if _is_times(x, dim) else str(x[dim].attrs.get("units", "1"))
+    return {**made, "units": f"{x.attrs['units']} {unit}-1".replace(" 1-1", "")} if "units" in made else made
+
+
+def _is_times(x: xr.DataArray, dim: Hashable) -> bool:
+    return isinstance(x.indexes.get(dim), pd.DatetimeIndex | xr.CFTimeIndex)
 
 
 def detrend(
@@ -193,7 +206,11 @@ def moments(
     )
     coords = {name: coord for name, coord in x.coords.items() if not set(dims) & set(coord.dims)}
     made = {
-        what: ([x.dims[i] for i in keep], _of_states(states, x.data, keep, _moment, what))
+        what: (
+            [x.dims[i] for i in keep],
+            _of_states(states, x.data, keep, _moment, what),
+            attributes(x, pure=what == "count"),
+        )
         for what in ("mean", "std", "count")
     }
     return xr.Dataset(made, coords=coords)

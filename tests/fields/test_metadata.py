@@ -145,3 +145,13 @@ def test_what_is_computed_is_not_packed_as_what_it_was_computed_of(opened, tmp_p
         assert each.attrs["units"] == "1"
         assert "standard_name" not in each.attrs
     assert z.attrs == ABOUT
+
+
+def test_units_of_lines_and_moments(opened):
+    z = opened["z"]
+    line, found = fields.trend(z), fields.moments(z, "time")
+    assert line["slope"].attrs["units"] == "K day-1"
+    assert line["intercept"].attrs == found["mean"].attrs == ABOUT
+    assert fields.trend(z, "lat")["slope"].attrs["units"] == "K degrees_north-1"
+    assert fields.trend(z.drop_vars("lat"), "lat")["slope"].attrs["units"] == "K"
+    assert found["count"].attrs["units"] == "1"
