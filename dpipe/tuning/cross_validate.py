@@ -5,18 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from distributed import Client
-from sklearn.model_selection import BaseCrossValidator
 from sklearn.pipeline import Pipeline
 
-from dpipe.collect.labelled import as_samples
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator, way_of
 from dpipe.tuning.crossed import CrossValidated
 from dpipe.tuning.scoring import scoring_of
 from dpipe.tuning.search import Search
-from dpipe.tuning.sides import given_cells, given_rows
+from dpipe.tuning.sides import with_folds
 from dpipe.validate.metrics import check_scoring
 
 
@@ -85,7 +82,7 @@ def cross_validate(
     array([1., 1., 1.])
     """
     names = _named(scoring, estimator)
-    X, y, sample_weight, cv = _with_folds(X, y, sample_weight, cv, sample_dims, missing)
+    X, y, sample_weight, cv = with_folds(X, y, sample_weight, cv, sample_dims, missing)
     asked = _Folds(estimator, _as_it_is(estimator), method="grid", cv=cv)
     asked.metrics = tuple(dict.fromkeys(names.values()))
     asked.fit(X, y, sample_weight, memory=memory, client=client, workdir=workdir)
@@ -123,26 +120,6 @@ def _named(scoring: Any, estimator: Estimator) -> dict[str, str]:
         check_scoring(list(scoring.values()), estimator)
         return dict(scoring)
     return {name: name for name in check_scoring(scoring, estimator)}
-
-
-def _with_folds(
-    X: Any, y: Any, sample_weight: Any, cv: Any, sample_dims: Any, missing: str
-) -> tuple[Any, ...]:
-    """Take labelled arrays as rows, and pairs of sides as parts of them."""
-    pairs = cv
-    if not isinstance(cv, int | str | BaseCrossValidator) and hasattr(cv, "__iter__"):
-        pairs = list(cv)
-        if len(pairs) < 2:
-            raise InputError(f"cv holds {len(pairs)} pairs of training and test side; give at least 2.")
-    if not isinstance(X, xr.DataArray | xr.Dataset) or not isinstance(pairs, list):
-        pairs = given_rows(pairs) if isinstance(pairs, list) else cv
-        return *as_samples(X, y, sample_weight, sample_dims, missing), pairs
-    if isinstance(sample_weight, str) and isinstance(X, xr.Dataset) and sample_weight in X.data_vars:
-        X, sample_weight = X.drop_vars(sample_weight), X[sample_weight]
-    # the weights are checked as those of a fit, then the parts are put beside them
-    grid, _, _ = as_samples(X, y, sample_weight, sample_dims, missing)
-    folds, grid = given_cells(pairs, X, grid, sample_weight)
-    return grid, None, None, folds
 
 
 def _as_it_is(estimator: Estimator) -> dict[str, list[Any]]:

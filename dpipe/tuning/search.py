@@ -18,7 +18,6 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import Source, held_out, open_source
 from dpipe.deploy.apply import predict, transform
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -37,6 +36,7 @@ from dpipe.tuning.results import cross_validated, histories, searched
 from dpipe.tuning.sampled import OneSearch, Proposals, SampledSearch
 from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
 from dpipe.tuning.scoring import held_nbytes, scoring_of
+from dpipe.tuning.sides import with_folds
 from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
 from dpipe.tuning.streamed import Outcome, Setup
 from dpipe.validate.metrics import METRICS
@@ -539,7 +539,8 @@ def search(
     workdir : path, optional
         Leave a record and a report of the search there, and a ledger: a search that was stopped goes on.
     **options
-        Of `dpipe.Search`: `method`, `max_iter`, `scoring`, `validation`, `test_size`, `cv`, `random_state` ...
+        Of `dpipe.Search`: `method`, `max_iter`, `scoring`, `validation`, `test_size`, `cv`, `random_state` ...; `cv`
+        may also be pairs of sides, as for `dpipe.cross_validate`.
 
     Returns
     -------
@@ -565,7 +566,8 @@ def search(
     >>> found.best_params_
     {'alpha': 0.001}
     """
-    X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
+    X, y, sample_weight, cv = with_folds(X, y, sample_weight, options.get("cv", 5), sample_dims, missing)
+    options["cv"] = cv
     if sample_dims is not None and isinstance(options.get("validation"), tuple):
         options["validation"] = held_out_samples(options["validation"], sample_dims, missing)
     asked = Search(estimator, parameters, **options)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from sklearn.model_selection import BaseCrossValidator
 
 from dpipe.blocks.folds import Folds
 from dpipe.blocks.held_out import kept
 from dpipe.blocks.rows import Rows, RowsAt
 from dpipe.collect.grids import Grid
-from dpipe.collect.labelled import beside_grid
+from dpipe.collect.labelled import as_samples, beside_grid
 from dpipe.errors import InputError
 
 #: More parts than these are no blocks of neighbours any more.
@@ -121,6 +122,37 @@ class InParts:
         """See the rows."""
         own, numbers = self.sides.seen(rows)
         return kept(own, np.isin(numbers, self.members))
+
+
+def with_folds(
+    X: Any, y: Any, sample_weight: Any, cv: Any, sample_dims: Any, missing: str
+) -> tuple[Any, ...]:
+    """Take labelled arrays as rows, and pairs of training and test side as parts of them.
+
+    Returns
+    -------
+    tuple
+        X, y, the weights and the folds.
+
+    Raises
+    ------
+    InputError
+        If they are no folds of these rows or cells.
+    """
+    pairs = cv
+    if not isinstance(cv, int | str | BaseCrossValidator) and hasattr(cv, "__iter__"):
+        pairs = list(cv)
+        if len(pairs) < 2:
+            raise InputError(f"cv holds {len(pairs)} pairs of training and test side; give at least 2.")
+    if not isinstance(X, xr.DataArray | xr.Dataset) or not isinstance(pairs, list):
+        pairs = given_rows(pairs) if isinstance(pairs, list) else cv
+        return *as_samples(X, y, sample_weight, sample_dims, missing), pairs
+    if isinstance(sample_weight, str) and isinstance(X, xr.Dataset) and sample_weight in X.data_vars:
+        X, sample_weight = X.drop_vars(sample_weight), X[sample_weight]
+    # the weights are checked as those of a fit, then the parts are put beside them
+    grid, _, _ = as_samples(X, y, sample_weight, sample_dims, missing)
+    folds, grid = given_cells(pairs, X, grid, sample_weight)
+    return grid, None, None, folds
 
 
 def given_rows(cv: Sequence[Any]) -> GivenFolds:

@@ -171,6 +171,20 @@ def test_folds_of_a_field_with_a_gap(weighted, chunks):
         assert len(found["estimator"]) == len(pairs)
 
 
+def test_a_search_takes_folds_of_rows_and_of_fields():
+    every = np.arange(240)
+    pairs = [(every[60:], every[:50]), (every[:100], every[120:])]
+    space = {"alpha": [0.01, 500.0]}
+    found = dpipe.search(Ridge(), space, DX, DY, method="grid", cv=pairs)
+    wanted = GridSearchCV(Ridge(), space, cv=pairs).fit(X, Y)
+    np.testing.assert_allclose(found.cv_results_["mean_test_score"], wanted.cv_results_["mean_test_score"])
+    data = scene()
+    pairs = fields.folds(data, "time", 3, gap="2D")
+    dims = {"sample_dims": ("time", "lat", "lon")}
+    found = dpipe.search(Ridge(), {"alpha": [0.1]}, data.chunk(time=20), "y", method="grid", cv=pairs, **dims)
+    np.testing.assert_allclose(found.best_score_, by_hand(data, pairs).mean())
+
+
 def test_folds_of_a_field_share_one_reading_and_a_record(tmp_path):
     data = scene().fillna(0.0)
     reads = []
