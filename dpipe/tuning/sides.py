@@ -188,7 +188,12 @@ def given_rows(cv: Sequence[Any]) -> GivenFolds:
 
 def _given(roles: np.ndarray) -> GivenFolds:
     """Divide what has a role in each split into parts; `roles` of shape (n_splits, n)."""
-    kinds, parts = np.unique(roles, axis=1, return_inverse=True)
+    codes = np.zeros(roles.shape[1], dtype=np.int64)
+    for row in roles:
+        # which of the parts so far, and which side of this split
+        codes = np.unique(codes * 3 + row, return_inverse=True)[1]
+    parts, first = codes, np.unique(codes, return_index=True)[1]
+    kinds = roles[:, first]
     n = kinds.shape[1]
     if n > _MOST_PARTS:
         raise InputError(
@@ -196,7 +201,7 @@ def _given(roles: np.ndarray) -> GivenFolds:
             "apart. Take fewer folds, or longer blocks."
         )
     train, test = (tuple(tuple(np.flatnonzero(row == role).tolist()) for row in kinds) for role in (1, 2))
-    return GivenFolds(train, test, n, parts.reshape(-1).astype(np.int16), False)
+    return GivenFolds(train, test, n, parts.astype(np.int16), False)
 
 
 def _check_apart(both: np.ndarray, split: int) -> None:

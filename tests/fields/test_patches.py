@@ -211,6 +211,20 @@ def test_a_fit_of_patches_is_planned_and_resumed(tmp_path):
     assert read == [9, 0]
 
 
+def test_a_pipeline_of_patches(tmp_path):
+    bands, amount = made_scene()
+    cut = fields.patches(xr.Dataset({"bands": bands, "amount": amount}), {"lat": 3, "lon": 2})
+    pipe = dpipe.Pipeline("patches", workdir=tmp_path / "run")
+    with raise_if_computes():
+        pipe.train(Ridge(), cut, target="amount", sample_dims="patch")
+        said = str(pipe.plan())
+    assert "samples patch" in said
+    assert "made by patches: each pass reads" in said
+    model = pipe.run(progress=False).model
+    predicted = dpipe.predict(model, cut[["bands"]], sample_dims="patch")
+    assert abs(fields.unpatch(predicted, amount) - amount).max() < 0.5
+
+
 def test_bad_input():
     x = field().chunk(time=10)
     bad = [
