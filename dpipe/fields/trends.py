@@ -147,7 +147,10 @@ def detrend(
             beside(values, found[name], [values.dims[i] for i in keep], "detrend")
             for name in ("slope", "intercept")
         ]
-        return _mapped(values, keep, others, _less_line, lambda place: (axis, parts[place[axis]]), "detrend")
+        need = _check_room(values, range(values.ndim), 0, memory, "detrend")
+        return _mapped(
+            values, keep, others, _less_line, lambda place: (axis, parts[place[axis]]), "detrend", need
+        )
 
     return each_variable(x, [dim], "detrend", one)
 
@@ -263,7 +266,8 @@ def standardise(
         keep = [i for i in range(values.ndim) if values.dims[i] not in dims]
         rest = [values.dims[i] for i in keep]
         others = [beside(values, known[name], rest, "standardise") for name in ("mean", "std")]
-        return _mapped(values, keep, others, standardised, lambda place: (tuple(keep),), "standardise")
+        need = _check_room(values, range(values.ndim), 0, memory, "standardise")
+        return _mapped(values, keep, others, standardised, lambda place: (tuple(keep),), "standardise", need)
 
     return each_variable(x, dims, "standardise", one)
 
@@ -357,11 +361,16 @@ def beside(x: xr.DataArray, given: xr.DataArray, rest: Sequence[Hashable], who: 
 
 
 def _mapped(
-    x: xr.DataArray, keep: list[int], others: list[da.Array], function: Any, arguments: Any, purpose: str
+    x: xr.DataArray,
+    keep: list[int],
+    others: list[da.Array],
+    function: Any,
+    arguments: Any,
+    purpose: str,
+    need: float,
 ) -> xr.DataArray:
     """Apply a function to each block, beside the blocks of what was found for its cells."""
-    block = math.prod(max(sizes) for sizes in x.data.chunks)
-    reading = Reading.of(x.data, purpose, block * (2 * x.dtype.itemsize + 16))
+    reading = Reading.of(x.data, purpose, need)
     name = f"{purpose}-{tokenize(x.data.name, [other.name for other in others], keep)}"
     dtype = np.result_type(x.dtype, np.float32)
 

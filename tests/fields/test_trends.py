@@ -84,3 +84,7 @@ def test_bad_input():
         fields.standardise(x, "time", found=fields.moments(x.isel(lat=slice(0, 2)), "time"))
     with pytest.raises(MemoryLimitError, match="Read smaller ones, such as"):
         fields.standardise(x, "time", memory=1000)
+    with pytest.raises(MemoryLimitError, match="standardise: a block of shape"):
+        fields.standardise(x, "time", found=fields.moments(x, "time"), memory=1000)
+    with pytest.raises(MemoryLimitError, match="detrend: a block of shape"):
+        fields.detrend(x, line=fields.trend(x), memory=1000)
