@@ -1,5 +1,6 @@
 """What functions of fields cost, told beside their graphs: what is read, shared with neighbours and held."""
 
+import graphlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ def told(array: da.Array, step: Step) -> da.Array:
 def steps_of(array: da.Array) -> tuple[Step, ...]:
     """Give the steps that make an array, each once, in the order in which they are done."""
     found: dict[str, Step] = {}
-    for name in array.dask._toposort_layers():
+    order = {name: sorted(needed) for name, needed in array.dask.dependencies.items()}
+    for name in graphlib.TopologicalSorter(order).static_order():
         step = (array.dask.layers[name].collection_annotations or {}).get(_NAME)
         if step is not None:
             found.setdefault(step.token, step)

@@ -226,18 +226,16 @@ def _put_back(
     block_of = np.repeat(np.arange(values.numblocks[0]), values.chunks[0])
     row_of = np.arange(len(starts)) - np.asarray(starts_of(values.chunks[0]))[block_of]
     begins = [starts_of(sizes) for sizes in chunks]
-    touches = [
-        [(along < a + n_cells) & (along + size > a) for a, n_cells in zip(mine, sizes, strict=True)]
-        for along, size, mine, sizes in zip(starts.T, how.sizes, begins, chunks, strict=True)
-    ]
+    order = np.argsort(starts[:, 0], kind="stable")
     rest = values.chunks[1 + n :]
     tasks: dict[Any, Any] = {}
     most = 0
     for place in np.ndindex(*map(len, chunks)):
-        mine = np.flatnonzero(np.logical_and.reduce([touches[i][j] for i, j in enumerate(place)]))
-        most = max(most, len(mine))
+        corner = np.array([begins[i][j] for i, j in enumerate(place)])
         shape = tuple(chunks[i][j] for i, j in enumerate(place))
-        relative = starts[mine] - np.array([begins[i][j] for i, j in enumerate(place)])
+        mine = _touching(starts, order, corner, how.sizes, shape)
+        most = max(most, len(mine))
+        relative = starts[mine] - corner
         spans = _spans(relative, how.sizes, shape)
         for more in np.ndindex(*map(len, rest)):
             pieces = []
@@ -261,6 +259,19 @@ def _put_back(
         source="" if steps_of(values) else values.name,
     )
     return told(da.Array(graph, name, (*chunks, *rest), dtype=how.dtype), step)
+
+
+def _touching(
+    starts: np.ndarray, order: np.ndarray, corner: np.ndarray, sizes: Sequence[int], shape: Sequence[int]
+) -> np.ndarray:
+    """Find the patches that have cells in a block; `order` sorts their starts along the first dim."""
+    ends = [corner[0] - sizes[0] + 1, corner[0] + shape[0]]
+    first, last = np.searchsorted(starts[:, 0], ends, side="left", sorter=order)
+    found = np.sort(order[first:last])
+    for i in range(1, len(sizes)):
+        along = starts[found, i]
+        found = found[(along < corner[i] + shape[i]) & (along + sizes[i] > corner[i])]
+    return found
 
 
 def _spans(starts: np.ndarray, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
