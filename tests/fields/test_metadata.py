@@ -44,7 +44,7 @@ def write(path, first, calendar):
     made.to_netcdf(path, encoding={"z": PACKED, "time": told})
 
 
-@pytest.fixture(params=["noleap", "360_day", "standard"])
+@pytest.fixture(params=["noleap", "standard"])
 def opened(request, tmp_path):
     """Two files, opened as one."""
     (tmp_path / "files").mkdir()

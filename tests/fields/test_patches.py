@@ -43,7 +43,7 @@ def positions(x, sizes, overlaps, remainder):
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(CHUNKS, windows(), st.sampled_from(["flush", "drop"]), st.permutations(sorted(SIZES)))
 def test_patches_are_the_windows_of_numpy(chunks, drawn, remainder, dims):
     sizes, overlaps = drawn
@@ -66,7 +66,7 @@ def test_patches_are_the_windows_of_numpy(chunks, drawn, remainder, dims):
         assert found.data.blocks[place].compute().shape == wanted
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(CHUNKS, CHUNKS, windows(), st.sampled_from(["uniform", "tapered"]))
 def test_patches_go_back_to_where_they_were(chunks, other, drawn, weights):
     sizes, overlaps = drawn
@@ -78,7 +78,7 @@ def test_patches_go_back_to_where_they_were(chunks, other, drawn, weights):
     xr.testing.assert_identical(back.compute(), x)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(CHUNKS, CHUNKS, windows(), st.sampled_from(["uniform", "tapered"]))
 def test_means_of_overlaps_have_the_same_bits_in_any_chunks_and_order(chunks, other, drawn, weights):
     sizes, overlaps = drawn

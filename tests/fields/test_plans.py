@@ -54,7 +54,7 @@ MADE = {
 }
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(chunkings())
 @pytest.mark.parametrize("name", MADE)
 def test_what_a_plan_says_is_read_is_read(name, chunks):
