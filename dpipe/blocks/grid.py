@@ -143,7 +143,9 @@ def _target(cells: Cells, chunks: Sequence[np.ndarray], n_cells: tuple[int, ...]
 
 
 def _weights(cells: Cells, chunks: Sequence[np.ndarray], n_cells: tuple[int, ...]) -> np.ndarray:
-    return cells.columns(chunks, n_cells)[:, 0]
+    # what else stands beside the weights comes along, as further columns
+    values = cells.columns(chunks, n_cells)
+    return values if cells.shape else values[:, 0]
 
 
 def _kept(X: Any, y: np.ndarray | None, w: np.ndarray | None, missing: Missing) -> np.ndarray | None:

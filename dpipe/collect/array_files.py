@@ -79,6 +79,11 @@ class Stored:
             ) from err
 
     @property
+    def is_calendar(self) -> bool:
+        """Whether it holds times that are no numbers of NumPy's, but Python objects."""
+        return " since " in str(self.attrs.get("units", "")) and self.decoded_dtype.kind == "O"
+
+    @property
     def decoded_dtype(self) -> np.dtype[Any]:
         """The type of its values when they are decoded."""
         return self.decoded(self._any_value()).dtype
@@ -103,9 +108,10 @@ class Stored:
     def held(self, values: np.ndarray) -> xr.Variable:
         """Give decoded values as a variable in memory."""
         attrs, encoding = self.told()
-        return xr.Variable(
-            self.dims[: values.ndim], values, attrs, {k: v for k, v in encoding.items() if k != "dtype"}
-        )
+        # without its type, what marks missing values would be cast to another one
+        left_out = ("dtype", "_FillValue") if "units" in encoding else ("dtype",)
+        kept = {key: value for key, value in encoding.items() if key not in left_out}
+        return xr.Variable(self.dims[: values.ndim], values, attrs, kept)
 
 
 @dataclass(frozen=True)

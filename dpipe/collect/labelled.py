@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -65,8 +66,8 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
         Chunked (Dask) or in memory. All variables of a data set have the sample dims; what other dims there are, and
         the variables, are features.
     y : xarray.DataArray or str, optional
-        With the sample dims, and one more for several targets; a str is the name of a variable of X, which is then
-        taken out of X.
+        With the sample dims; each place along other dims is a target, in their order. A str is the name of a variable
+        of X, which is then taken out of X.
     sample_weight : xarray.DataArray or str, optional
         With some of the sample dims: a weight for each latitude holds for all cells of it.
     sample_dims : str or sequence of str
@@ -89,6 +90,11 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
     X, w = _taken_out(X, sample_weight, "sample_weight")
     arrays = _arrays_of(X, dims)
     variables = [_variable(array, str(name), dims) for name, array in arrays.items()]
+    if not any(v.width for v in variables):
+        empty = sorted({str(v.dims[axis]) for v in variables for axis in v.rest if not v.data.shape[axis]})
+        raise InputError(
+            f"X has no features: there is nothing along {', '.join(map(repr, empty))}. Select at least one."
+        )
     names = None if isinstance(X, xr.DataArray) else tuple(_column_names(arrays, dims))
     target = None if y is None else _beside(X, y, "y", dims)
     weights = None if w is None else _beside(X, w, "sample_weight", dims)
@@ -105,6 +111,22 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
     grid = Grid(tuple(variables), target, weights, dims, names, missing)
     _check_size(grid)
     return grid
+
+
+def beside_grid(grid: Grid, values: xr.DataArray) -> Grid:
+    """Put values of some sample dims, and of any others, in the place of the weights.
+
+    Raises
+    ------
+    BlockMismatchError
+        If they are chunked otherwise than X.
+    """
+    axes = tuple(values.dims.index(dim) if dim in values.dims else None for dim in grid.sample_dims)
+    found = Variable("sample_weight", values.data, tuple(values.dims), axes)
+    if grid.is_lazy:
+        chunks = list(grid.chunks)
+        found = _agreeing(found.chunked(chunks), chunks, grid.sample_dims, "X")
+    return replace(grid, w=found)
 
 
 def _checked_dims(X: Any, sample_dims: Any) -> tuple[Any, ...]:
@@ -251,11 +273,10 @@ def _beside(X: Any, values: Any, role: str, dims: tuple[Any, ...]) -> Variable:
         )
     lacks = [dim for dim in dims if dim not in values.dims]
     rest = [dim for dim in values.dims if dim not in dims]
-    if role == "y" and (lacks or len(rest) > 1):
-        said = f"lacks {', '.join(map(repr, lacks))}" if lacks else "has several others"
+    if role == "y" and lacks:
         raise InputError(
-            f"y has the dims {_listed(values.dims)}, which {said}. It must have those of sample_dims, "
-            f"{_listed(dims)}, in any order, and at most one more, for several targets."
+            f"y has the dims {_listed(values.dims)}, which lacks {_listed(lacks)}. It must have those of sample_dims, "
+            f"{_listed(dims)}, in any order; others are for several targets."
         )
     if role != "y" and (rest or len(lacks) == len(dims)):
         raise InputError(
@@ -325,16 +346,20 @@ def _check_size(grid: Grid) -> None:
         return
     per_row = sum(grid.row_nbytes.values())
     cells = [n for n in grid.cells if n is not None]
+    n_chunks = len(grid.blocks) * sum(v.n_reads for v in grid.X)
+    several = max(v.n_reads for v in grid.X) > 1
     small = max(cells, default=0) == 1 and per_row < _SMALL_NBYTES
-    if not small or len(grid.blocks) < _MANY_BLOCKS:
+    if not small or n_chunks < _MANY_BLOCKS:
         return
-    wanted, sizes = max(_GOOD_NBYTES // per_row, 1), {}
+    wanted = max(_GOOD_NBYTES // per_row, 1)
+    sizes = {v.dims[axis]: int(v.data.shape[axis]) for v in grid.X for axis in v.rest} if several else {}
     for dim, chunks in zip(reversed(grid.sample_dims), reversed(grid.chunks), strict=True):
         sizes[dim] = min(int(sum(chunks)), wanted)
         wanted = max(wanted // max(sizes[dim], 1), 1)
     warnings.warn(
-        f"X has {len(grid.blocks):,} chunks of one sample and {format_bytes(per_row)} each: reading them takes far "
-        f"longer than the work on them. X.chunk({sizes}) reads many at a time; to have it for good, write the store "
-        "anew with these chunks.",
+        f"X has {n_chunks:,} chunks of {'part of ' if several else ''}one sample and "
+        f"{format_bytes(per_row * len(grid.blocks) / n_chunks)} each: reading them takes far longer than the work on "
+        f"them. X.chunk({sizes}) reads many at a time; to have it for good, write it anew: "
+        f"dpipe.rechunk(X, 'new.zarr', chunks={sizes}).",
         stacklevel=6,
     )

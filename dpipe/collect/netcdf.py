@@ -161,6 +161,10 @@ def _lazy(files: Joined, name: str, options: dict[str, Any], limit: int) -> xr.V
         graph[(key, *place)] = Task((key, *place), reader, cuts.parts(used, name, place))
     array = da.Array(graph, key, cuts.chunks, meta=np.empty((0,) * len(variable.dims), dtype))
     attrs, encoding = _attributes(used, name)
+    if dtype.kind == "O":
+        # times of other calendars, such as bounds, are Python objects: in memory, as the coordinates are
+        encoding = {key: value for key, value in encoding.items() if key not in ("dtype", "_FillValue")}
+        return xr.Variable(variable.dims, array.compute(scheduler="synchronous"), attrs, encoding)
     return xr.Variable(variable.dims, array, attrs, encoding)
 
 

@@ -79,7 +79,7 @@ def open_zarr(
     drop = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables)
     arrays, attrs = _found(place, group, options)
     stored = {name: _stored(name, array) for name, array in arrays.items() if name not in drop}
-    whole = {name for name, v in stored.items() if v.dims == (name,) or v.is_text}
+    whole = {name for name, v in stored.items() if v.dims == (name,) or v.is_text or v.is_calendar}
     made: dict[str, xr.Variable] = {}
     for name, variable in stored.items():
         if name not in whole:

@@ -1,6 +1,6 @@
 """Pipeline, ColumnTransformer and FeatureUnion: flattened into single fits, and put together again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, NamedTuple
@@ -55,11 +55,22 @@ class Walk:
     output: Expression
 
 
-def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
+def walk(
+    estimator: Estimator, meta: Meta, *, weighted: bool = False, takers: Callable[[Fit], bool] | None = None
+) -> Walk:
     """Flatten an estimator into its single fits.
 
     Weights go to the estimator itself, or to the last step of a pipeline; transformers on the way see
     every row once. That is what ``pipeline.fit(X, y, last__sample_weight=w)`` does.
+
+    Parameters
+    ----------
+    estimator : scikit-learn estimator or pipeline
+    meta : Meta
+    weighted : bool, default False
+        Whether there are weights.
+    takers : callable ``(fit) -> bool``, optional
+        Which parts take the weights in its place, as if each of them were alone.
 
     Raises
     ------
@@ -74,8 +85,9 @@ def walk(estimator: Estimator, meta: Meta, *, weighted: bool = False) -> Walk:
         for i in _requesting(fits):
             fits[i] = _with_weights(fits[i])
     elif weighted:
-        last = _taker_of_weights(fits, root)
-        fits[last] = _with_weights(fits[last])
+        for each in [root] if takers is None else [fit.index for fit in fits if takers(fit)]:
+            last = _taker_of_weights(fits, each)
+            fits[last] = _with_weights(fits[last])
     return Walk(tuple(map(_without_marks, fits)), root, output)
 
 

@@ -1,6 +1,7 @@
 """Check fields by their metadata, before any graph is built; Datasets variable by variable."""
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from dpipe.cluster.local import find_place
+from dpipe.collect.array_join import not_monotonic
 from dpipe.errors import InputError, MemoryLimitError
 from dpipe.sizes import DEFAULT_BLOCK_NBYTES, format_bytes, parse_bytes
 
@@ -62,8 +64,17 @@ def lazy(x: xr.DataArray, dims: Iterable[Hashable], who: str) -> xr.DataArray:
             f"{who}: there is no dim {', '.join(map(repr, missing))}. The array has: "
             f"{', '.join(map(repr, x.dims))}."
         )
+    named = f"{x.name!r} holds" if x.name is not None else "the array holds"
     if x.dtype.kind not in "fiub":
-        raise InputError(f"{who}: values of type {x.dtype} cannot be computed with. Convert them to numbers.")
+        raise InputError(
+            f"{who}: {named} values of type {x.dtype}, which cannot be computed with. Convert them to numbers "
+            "(x.astype), or leave them out."
+        )
+    if any(map(math.isnan, x.shape)):
+        raise InputError(
+            f"{who}: {named} blocks of unknown size. Find out the sizes first, by x.compute(), or by "
+            "compute_chunk_sizes() of its Dask array."
+        )
     if not x.size:
         raise InputError(f"{who}: the array has no elements, its shape is {x.shape}. Select at least one.")
     chunked = x if x.chunks is not None else x.chunk()
@@ -77,11 +88,35 @@ def warn_of_small_blocks(x: xr.DataArray, who: str) -> None:
     one_element = n > 1 and max(max(sizes) for sizes in x.data.chunks) == 1
     if one_element or (n > _MANY and x.nbytes / n < _SMALL_NBYTES):
         what = "one element" if one_element else format_bytes(x.nbytes / n)
-        warnings.warn(
+        chunks = larger_chunks(x, DEFAULT_BLOCK_NBYTES)
+        warn_caller(
             f"{who}: the array is in {n:,} blocks of {what}; each costs the scheduler about a millisecond. Read it in "
-            f"larger ones: x.chunk({larger_chunks(x, DEFAULT_BLOCK_NBYTES)}), or open it with such chunks.",
-            stacklevel=4,
+            f"larger ones: x.chunk({chunks}); if it is stored like this, write it anew once: dpipe.rechunk(x, "
+            f"'new.zarr', chunks={chunks})."
         )
+
+
+def warn_caller(text: str) -> None:
+    """Warn at the line that calls dpipe."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("dpipe."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
+
+
+def attributes(x: xr.DataArray, *, pure: bool = False) -> dict[Any, Any]:
+    """Give the attributes for what was computed of x; `pure` numbers, such as counts, have the unit 1."""
+    if not pure:
+        return dict(x.attrs)
+    kept = {name: value for name, value in x.attrs.items() if name != "standard_name"}
+    return {**kept, "units": "1"} if "units" in kept else kept
+
+
+def computed(x: xr.DataArray, data: Any, *, pure: bool = False) -> xr.DataArray:
+    """Give an array like x of other values, which are not packed as those of x are stored."""
+    made = x.copy(data=data)
+    made.attrs, made.encoding = attributes(x, pure=pure), {}
+    return made
 
 
 def larger_chunks(x: xr.DataArray, nbytes: int, whole: Iterable[Hashable] = ()) -> dict[str, int]:
@@ -109,17 +144,12 @@ def ordered(x: xr.DataArray, dim: Hashable, who: str, *, needed: bool = True) ->
     index = x.indexes[dim]
     if index.hasnans:
         raise InputError(f"{who}: the coordinate {dim!r} has missing values. Leave them out first.")
-    doubled = index[index.duplicated()]
-    if len(doubled):
+    said = not_monotonic(np.asarray(index))
+    if said:
+        call = "drop_duplicates" if "twice" in said else "sortby"
         raise InputError(
-            f"{who}: the coordinate {dim!r} has {doubled[0]} more than once. Keep one of each: "
-            f"x.drop_duplicates({str(dim)!r})."
-        )
-    if not (index.is_monotonic_increasing or index.is_monotonic_decreasing):
-        at = next(i for i in range(1, len(index)) if (index[i] < index[i - 1]) != (index[1] < index[0]))
-        raise InputError(
-            f"{who}: the coordinate {dim!r} goes back and forth: {index[at - 1]} is followed by {index[at]}. "
-            f"Sort it: x.sortby({str(dim)!r})."
+            f"{who}: the coordinate {dim!r} {said}. "
+            f"{'Keep one of each' if 'twice' in said else 'Sort it'}: x.{call}({str(dim)!r})."
         )
     return np.asarray(index)
 

@@ -15,8 +15,9 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.cells import GroupSums, less_groups
 from dpipe.errors import InputError
-from dpipe.fields.checks import check_cells, each_variable, ordered, refuse_beyond, room
+from dpipe.fields.checks import attributes, check_cells, computed, each_variable, ordered, refuse_beyond, room
 from dpipe.fields.passes import Fold, Reading, block_ref, fold_blocks, lanes_of, map_blocks_beside
+from dpipe.sizes import counted
 
 _STATISTICS = ("mean", "std", "count")
 #: Ranges of groups that are folded beside each other where the cells are in few blocks.
@@ -191,7 +192,8 @@ def _climatology(x: xr.DataArray, *, by: Any, dim: Hashable, statistic: str, mem
     calendar = _calendar(x, dim)
     about = {} if calendar is None else {"calendar": calendar}
     coords = {**kept, labels.name: (labels.name, groups, about)}
-    return xr.DataArray(grouping.array(), dims=dims, coords=coords, name=x.name, attrs=x.attrs)
+    attrs = attributes(x, pure=statistic == "count")
+    return xr.DataArray(grouping.array(), dims=dims, coords=coords, name=x.name, attrs=attrs)
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ class _Grouping:
     width: int
     """Groups that are worked on at a time."""
     lanes: int
+    need: float
+    """Bytes that a task takes at most."""
 
     @classmethod
     def of(
@@ -236,17 +240,23 @@ class _Grouping:
         ):  # few cells and many groups: several ranges are worked on beside each other
             in_block = max(len(np.unique(part)) for part in _parts(codes, data.chunks[axis]))
             width = min(width, max(2 * in_block, -(-n_groups // _RANGES)))
-        return cls(data, axis, codes, n_groups, statistic, width, lanes)
+        return cls(data, axis, codes, n_groups, statistic, width, lanes, block + 2 * per_group * width)
 
     def array(self) -> da.Array:
         """Give the statistic of each group and cell."""
         axis, data = self.axis, self.data
-        reading = Reading.of(data, f"climatology-{tokenize(self)[:8]}")
         in_block = _parts(self.codes, data.chunks[axis])
         order = sorted(range(len(in_block)), key=lambda i: (in_block[i].min(initial=self.n_groups), i))
         lane_of = {i: number * self.lanes // len(order) for number, i in enumerate(order)}
         starts = range(0, self.n_groups, self.width)
         ranges = [np.arange(a, min(a + self.width, self.n_groups)) for a in starts]
+        note = f"{counted(self.n_groups, 'group')} at a time"
+        if len(ranges) > 1:
+            note = (
+                f"{self.n_groups:,} groups in {len(ranges):,} ranges of at most {self.width:,}: blocks that reach over "
+                "several are read again"
+            )
+        reading = Reading.of(data, f"climatology-{tokenize(self)[:8]}", self.need, note)
         dtype = data.dtype if data.dtype.kind == "f" and self.statistic != "count" else np.dtype(np.float64)
         name = reading.token
         tasks = {}
@@ -292,8 +302,9 @@ def _anomalies(
     ends = np.cumsum(groups)
     touched = [np.unique(np.searchsorted(ends, part, side="right")) for part in in_block]
     held = max(sum(groups[i] for i in which) for which in touched) * len(others)
+    need = cells * (max(x.data.chunks[axis]) * (x.dtype.itemsize + 8) + held * others[0].dtype.itemsize)
     refuse_beyond(
-        cells * (max(x.data.chunks[axis]) * (x.dtype.itemsize + 8) + held * others[0].dtype.itemsize),
+        need,
         each,
         threads,
         f"a block of {max(x.data.chunks[axis])} steps of {cells:,} cells, with the {held} groups beside it,",
@@ -301,7 +312,7 @@ def _anomalies(
         "memory.",
         who=who,
     )
-    reading = Reading.of(x.data, "anomalies")
+    reading = Reading.of(x.data, "anomalies", need)
 
     def arguments(place: tuple[int, ...]) -> tuple[Any, ...]:
         which = touched[place[axis]]
@@ -315,7 +326,8 @@ def _anomalies(
 
     dtype = np.result_type(x.dtype, *(other.dtype for other in others))
     name = f"anomalies-{tokenize(x.data.name, [other.name for other in others], places)}"
-    return x.copy(data=map_blocks_beside(reading, name, _less_pieces, arguments, dtype, others))
+    made = map_blocks_beside(reading, name, _less_pieces, arguments, dtype, others)
+    return computed(x, made, pure=scale is not None)
 
 
 def _group_dim(x: xr.DataArray, usual: xr.DataArray, by: Any, dim: Hashable) -> Hashable:

@@ -5,6 +5,7 @@ thereby a reading of its own, which waits for what the first one finds: blocks a
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.cells import steps_first
 from dpipe.collect.loads import ArrayLoad, Graph, divide_tasks
+from dpipe.fields.costs import Step, steps_of, told
 from dpipe.run.graph import needs_of
 
 #: Blocks that one task goes through.
@@ -38,15 +40,24 @@ class Reading:
         By the place of the block.
     tasks : dict
         Tasks that several blocks need, by keys that belong to this reading, and those that were added.
+    what : str
+        Who reads.
+    task_nbytes : int
+        What one of its tasks takes at most.
+    note : str
+        What a plan says of it.
     """
 
     data: da.Array
     token: str
     loads: dict[tuple[int, ...], ArrayLoad] = field(default_factory=dict)
     tasks: Graph = field(default_factory=dict)
+    what: str = ""
+    task_nbytes: int = 0
+    note: str = ""
 
     @classmethod
-    def of(cls, data: da.Array, purpose: str) -> "Reading":
+    def of(cls, data: da.Array, purpose: str, task_nbytes: float, note: str = "") -> "Reading":
         """Open the blocks of an array for one purpose; readings for different ones share nothing."""
         token = f"{purpose}-{tokenize(data.name, data.chunks, purpose)}"
         (optimised,) = dask.optimize(data)
@@ -63,7 +74,7 @@ class Reading:
         for place, key, (mine, needs) in zip(places, keys, divided, strict=True):
             mine = {name: task.substitute(renamed) for name, task in mine.items()}
             loads[place] = ArrayLoad(mine, renamed.get(key, key), tuple(renamed.get(k, k) for k in needs))
-        return cls(data, token, loads, tasks)
+        return cls(data, token, loads, tasks, purpose.partition("-")[0], int(task_nbytes), note)
 
     def array(
         self, name: str, tasks: Graph, chunks: Any, dtype: Any, dependencies: Sequence[Any] = ()
@@ -83,7 +94,33 @@ class Reading:
         graph = HighLevelGraph.from_collections(
             name, {**self.tasks, **tasks}, dependencies=list(dependencies)
         )
-        return da.Array(graph, name, chunks, dtype=dtype)
+        return told(da.Array(graph, name, chunks, dtype=dtype), self._step(tasks))
+
+    def _step(self, tasks: Graph) -> Step:
+        """Count what the tasks read."""
+        places = {id(load): place for place, load in self.loads.items()}
+        n_read = read_nbytes = 0
+        for task in {**self.tasks, **tasks}.values():
+            given = task.args if isinstance(task, Task) else ()
+            for load in (each for part in given for each in (part if isinstance(part, tuple) else (part,))):
+                if id(load) in places:
+                    place = places[id(load)]
+                    n_read += 1
+                    shape = [sizes[i] for sizes, i in zip(self.data.chunks, place, strict=True)]
+                    read_nbytes += math.prod(shape) * self.data.dtype.itemsize
+        inside = steps_of(self.data)
+        return Step(
+            token=self.token,
+            what=self.what,
+            n_blocks=self.data.npartitions,
+            nbytes=int(self.data.nbytes),
+            n_read=n_read,
+            read_nbytes=read_nbytes,
+            task_nbytes=self.task_nbytes,
+            note=self.note,
+            inside=inside,
+            source="" if inside else self.data.name,
+        )
 
 
 @dataclass(frozen=True)

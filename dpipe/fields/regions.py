@@ -6,9 +6,8 @@ blocks, nothing is rechunked, and what lies in a neighbour is sent as a slice of
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -18,7 +17,8 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import List, Task, TaskRef
 
 from dpipe.blocks.windows import assembled
-from dpipe.fields.checks import larger_chunks, refuse_beyond, room
+from dpipe.fields.checks import larger_chunks, refuse_beyond, room, warn_caller
+from dpipe.fields.costs import Step, steps_of, told
 
 #: Blocks that a region may need along one dim before a warning tells of it.
 _MANY_PIECES = 16
@@ -59,6 +59,7 @@ def map_regions(
     axes: Sequence[Axis],
     kernel: Callable[[np.ndarray, tuple[Any, ...]], np.ndarray],
     dtype: Any,
+    step: Step,
     *,
     chunks: Any = None,
     place_of: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda place: place,
@@ -75,6 +76,8 @@ def map_regions(
     kernel : callable ``(region, arguments) -> block``
         Given the arguments of each axis.
     dtype : dtype
+    step : Step
+        From `check_regions`.
     chunks : tuple of tuple of int, optional
         Of the result, if it has other axes than the input.
     place_of : callable, optional
@@ -102,7 +105,8 @@ def map_regions(
         arguments = tuple(axis.arguments[i] for axis, i in zip(axes, place, strict=True))
         tasks[key] = Task(key, _on_region, kernel, arguments, shape, where, List(*taken))
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=list[Any]([data]))
-    return da.Array(graph, name, chunks or tuple(axis.sizes for axis in axes), dtype=dtype)
+    made = da.Array(graph, name, chunks or tuple(axis.sizes for axis in axes), dtype=dtype)
+    return told(made, replace(step, token=name))
 
 
 def _pieces(ranges: Ranges, sizes: Sequence[int]) -> list[tuple[int, tuple[int, int], slice]]:
@@ -141,8 +145,8 @@ def _on_region(
     return kernel(assembled(shape, where, pieces), arguments)
 
 
-def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: Any, who: str) -> None:
-    """Refuse regions beyond the budget, and warn of those that need very many blocks.
+def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: Any, who: str) -> Step:
+    """Refuse regions beyond the budget, and warn of those that need very many blocks; tell what they cost.
 
     Parameters
     ----------
@@ -153,6 +157,11 @@ def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: 
     memory : int, str or None
     who : str
 
+    Returns
+    -------
+    Step
+        Its token is the name of the input; the graph gives it its own.
+
     Raises
     ------
     MemoryLimitError
@@ -160,8 +169,9 @@ def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: 
     """
     each, threads = room(memory, x)
     sizes = [max(sum(b - a for a, b in ranges) for ranges in axis.ranges) for axis in axes]
+    need = math.prod(sizes) * x.dtype.itemsize * copies
     refuse_beyond(
-        math.prod(sizes) * x.dtype.itemsize * copies,
+        need,
         each,
         threads,
         f"a region of shape {tuple(sizes)}",
@@ -176,8 +186,22 @@ def check_regions(x: xr.DataArray, axes: Sequence[Axis], copies: float, memory: 
         number = x.get_axis_num(dim)
         region, chunk = sizes[number], x.data.chunksize[number]
         better = min(4 * region, x.shape[number])
-        warnings.warn(
+        warn_caller(
             f"{who}: along {dim!r} each block needs {region} elements, and the chunks hold {chunk}: very many "
             f"blocks are read for each. Read larger ones: x.chunk({{{str(dim)!r}: {better}}}).",
-            stacklevel=4,
         )
+    taken = x.dtype.itemsize * math.prod(
+        sum(b - a for ranges in axis.ranges for a, b in ranges) for axis in axes
+    )
+    made = bool(steps_of(x.data))
+    return Step(
+        token=x.data.name,
+        what=who,
+        n_blocks=x.data.npartitions,
+        nbytes=x.nbytes,
+        n_read=x.data.npartitions,
+        read_nbytes=x.nbytes,
+        shared_nbytes=max(taken - x.nbytes, 0),
+        task_nbytes=int(need),
+        source="" if made else x.data.name,
+    )

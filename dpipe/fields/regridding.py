@@ -100,16 +100,21 @@ def _regrid(x: xr.DataArray, *, target: Any, method: str, min_cover: float, memo
         if dim not in target:
             axes.append(Axis.same(chunks))
             continue
-        centres = np.asarray(target[dim], dtype=np.float64)
+        try:
+            centres = np.asarray(target[dim], dtype=np.float64)
+        except (TypeError, ValueError) as err:
+            raise InputError(
+                f"regrid: the new cells along {dim!r} must be a list of numbers: {err}."
+            ) from err
         matrix = _Dim.of(x, dim).weights(centres, method)
         axes.append(_weighing_axis(matrix, chunks))
         coords[dim] = xr.DataArray(centres, dims=[dim], attrs=x[dim].attrs)
-    check_regions(x, axes, 40 / x.dtype.itemsize, memory, "regrid")
+    step = check_regions(x, axes, 40 / x.dtype.itemsize, memory, "regrid")
     kernel = _Weigh(min_cover, x.dtype if x.dtype.kind == "f" else np.dtype(np.float64))
     name = (
         f"regrid-{tokenize(x.data.name, kernel, method, {str(k): np.asarray(v) for k, v in target.items()})}"
     )
-    values = map_regions(x.data, name, axes, kernel, kernel.dtype)
+    values = map_regions(x.data, name, axes, kernel, kernel.dtype, step)
     return xr.DataArray(values, dims=x.dims, coords=coords, name=x.name, attrs=x.attrs)
 
 
@@ -158,8 +163,7 @@ class _Dim:
             )
         source = edges_between(self.centres)
         if self.longitude and self.period is None:
-            # the same place, counted from -180 or from 0
-            target = source[0] + np.mod(target - source[0], 360) if _outside(target, source) else target
+            target = _turned(target, source, whole=method == "conservative")
         if method == "bilinear":
             self._check_range(target, source, "centres")
             found = bilinear_weights(self.centres, target, self.period)
@@ -188,6 +192,16 @@ class _Dim:
                 f"{target.max():g}, but the source cells from {source[0]:g} to {source[-1]:g}{sphere}. "
                 "Leave out what lies beyond."
             )
+
+
+def _turned(target: np.ndarray, source: np.ndarray, *, whole: bool) -> np.ndarray:
+    """Count longitudes as the source does, from -180 or from 0: all by the same turns, or each by its own."""
+    if not _outside(target, source):
+        return target
+    if whole:
+        return target + 360 * np.round((source[0] + source[-1] - target[0] - target[-1]) / 720)
+    moved = source[0] + np.mod(target - source[0], 360)
+    return np.where(moved <= source[-1], moved, target)
 
 
 def _outside(target: np.ndarray, edges: np.ndarray) -> bool:

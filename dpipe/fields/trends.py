@@ -6,6 +6,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import xarray as xr
 from dask.task_spec import Task, TaskRef
 from dask.tokenize import tokenize
@@ -14,7 +15,9 @@ from dpipe.blocks.cells import GroupSums, TrendSums, less_line, standardised
 from dpipe.errors import InputError
 from dpipe.fields.checks import (
     as_numbers,
+    attributes,
     check_cells,
+    computed,
     each_variable,
     larger_chunks,
     lazy,
@@ -73,10 +76,10 @@ def trend(x: xr.DataArray, dim: Hashable = "time", *, memory: int | str | None =
     middle, half = (t[0] + t[-1]) / 2, max(abs(t[-1] - t[0]) / 2, 1e-300)
     axis = x.get_axis_num(dim)
     parts = np.split((t - middle) / half, np.cumsum(x.data.chunks[axis])[:-1])
-    _check_room(x, [axis], 48, memory, "trend")
+    need = _check_room(x, [axis], 48, memory, "trend")
     keep = [i for i in range(x.ndim) if i != axis]
     states = _folded(
-        x.data, f"trend-{tokenize(t)[:8]}", (axis,), TrendSums, lambda cells: (cells,), 48, parts
+        x.data, f"trend-{tokenize(t)[:8]}", (axis,), TrendSums, lambda cells: (cells,), 48, parts, need
     )
     origin = x[dim].values[0] if dim in x.indexes else 0
     dims = [x.dims[i] for i in keep]
@@ -84,8 +87,19 @@ def trend(x: xr.DataArray, dim: Hashable = "time", *, memory: int | str | None =
     made = {}
     for what in ("slope", "intercept"):
         values = _of_states(states, x.data, keep, _line, what, middle, half)
-        made[what] = (dims, values)
+        made[what] = (dims, values, attributes(x) if what == "intercept" else _per_step(x, dim))
     return xr.Dataset(made, coords=coords)
+
+
+def _per_step(x: xr.DataArray, dim: Hashable) -> dict[Any, Any]:
+    """Give the attributes of a slope: its unit is that of x for each day, or for each unit of the dim."""
+    made = attributes(x, pure=True)
+    unit = "day" if _is_times(x, dim) else str(x[dim].attrs.get("units", "1"))
+    return {**made, "units": f"{x.attrs['units']} {unit}-1".replace(" 1-1", "")} if "units" in made else made
+
+
+def _is_times(x: xr.DataArray, dim: Hashable) -> bool:
+    return isinstance(x.indexes.get(dim), pd.DatetimeIndex | xr.CFTimeIndex)
 
 
 def detrend(
@@ -133,7 +147,10 @@ def detrend(
             beside(values, found[name], [values.dims[i] for i in keep], "detrend")
             for name in ("slope", "intercept")
         ]
-        return _mapped(values, keep, others, _less_line, lambda place: (axis, parts[place[axis]]), "detrend")
+        need = _check_room(values, range(values.ndim), 0, memory, "detrend")
+        return _mapped(
+            values, keep, others, _less_line, lambda place: (axis, parts[place[axis]]), "detrend", need
+        )
 
     return each_variable(x, [dim], "detrend", one)
 
@@ -178,7 +195,7 @@ def moments(
     axes = tuple(sorted(x.get_axis_num(dim) for dim in dims))
     if not axes:
         raise InputError(f"moments: name at least one dim, of {', '.join(map(repr, x.dims))}.")
-    _check_room(x, axes, 24, memory, "moments")
+    need = _check_room(x, axes, 24, memory, "moments")
     keep = [i for i in range(x.ndim) if i not in axes]
     states = _folded(
         x.data,
@@ -188,10 +205,15 @@ def moments(
         lambda cells: (np.zeros(1, dtype=np.int64), cells, True),
         24,
         None,
+        need,
     )
     coords = {name: coord for name, coord in x.coords.items() if not set(dims) & set(coord.dims)}
     made = {
-        what: ([x.dims[i] for i in keep], _of_states(states, x.data, keep, _moment, what))
+        what: (
+            [x.dims[i] for i in keep],
+            _of_states(states, x.data, keep, _moment, what),
+            attributes(x, pure=what == "count"),
+        )
         for what in ("mean", "std", "count")
     }
     return xr.Dataset(made, coords=coords)
@@ -244,31 +266,41 @@ def standardise(
         keep = [i for i in range(values.ndim) if values.dims[i] not in dims]
         rest = [values.dims[i] for i in keep]
         others = [beside(values, known[name], rest, "standardise") for name in ("mean", "std")]
-        return _mapped(values, keep, others, standardised, lambda place: (tuple(keep),), "standardise")
+        need = _check_room(values, range(values.ndim), 0, memory, "standardise")
+        return _mapped(values, keep, others, standardised, lambda place: (tuple(keep),), "standardise", need)
 
     return each_variable(x, dims, "standardise", one)
 
 
-def _check_room(x: xr.DataArray, axes: Sequence[int], per_cell: int, memory: Any, who: str) -> None:
+def _check_room(x: xr.DataArray, axes: Sequence[int], per_cell: int, memory: Any, who: str) -> float:
     each, threads = room(memory, x)
     sizes = [max(sizes) for sizes in x.data.chunks]
     block = math.prod(sizes) * (2 * x.dtype.itemsize + 16)
     cells = math.prod(size for i, size in enumerate(sizes) if i not in axes)
+    need = block + 3 * per_cell * cells
     refuse_beyond(
-        block + 3 * per_cell * cells,
+        need,
         each,
         threads,
         f"a block of shape {tuple(sizes)}, with its sums,",
         f"Read smaller ones, such as x.chunk({larger_chunks(x, each // (8 * x.dtype.itemsize))}), or give more memory.",
         who=who,
     )
+    return need
 
 
 def _folded(
-    data: da.Array, purpose: str, axes: tuple[int, ...], kind: Any, begin: Any, per_cell: int, parts: Any
+    data: da.Array,
+    purpose: str,
+    axes: tuple[int, ...],
+    kind: Any,
+    begin: Any,
+    per_cell: int,
+    parts: Any,
+    need: float,
 ) -> tuple[Reading, dict[tuple[int, ...], str]]:
     """Fold all blocks along some axes; give the key of the state of each place along the others."""
-    reading = Reading.of(data, purpose)
+    reading = Reading.of(data, purpose, need)
     keep = [i for i in range(data.ndim) if i not in axes]
     largest = math.prod(max(data.chunks[i]) for i in keep) * per_cell
     lanes = lanes_of(math.prod(data.numblocks[i] for i in axes), largest)
@@ -329,10 +361,16 @@ def beside(x: xr.DataArray, given: xr.DataArray, rest: Sequence[Hashable], who: 
 
 
 def _mapped(
-    x: xr.DataArray, keep: list[int], others: list[da.Array], function: Any, arguments: Any, purpose: str
+    x: xr.DataArray,
+    keep: list[int],
+    others: list[da.Array],
+    function: Any,
+    arguments: Any,
+    purpose: str,
+    need: float,
 ) -> xr.DataArray:
     """Apply a function to each block, beside the blocks of what was found for its cells."""
-    reading = Reading.of(x.data, purpose)
+    reading = Reading.of(x.data, purpose, need)
     name = f"{purpose}-{tokenize(x.data.name, [other.name for other in others], keep)}"
     dtype = np.result_type(x.dtype, np.float32)
 
@@ -340,7 +378,8 @@ def _mapped(
         cells = [place[i] for i in keep]
         return *arguments(place), dtype, *(block_ref(other, cells) for other in others)
 
-    return x.copy(data=map_blocks_beside(reading, name, function, given, dtype, others))
+    made = map_blocks_beside(reading, name, function, given, dtype, others)
+    return computed(x, made, pure=purpose == "standardise")
 
 
 def _less_line(

@@ -13,7 +13,7 @@ from dask.tokenize import tokenize
 
 from dpipe.blocks.windows import STATISTICS, coarsened, padded, rolled, shifted
 from dpipe.errors import InputError
-from dpipe.fields.checks import each_variable, ordered, sizes_of
+from dpipe.fields.checks import attributes, computed, each_variable, ordered, sizes_of
 from dpipe.fields.regions import Axis, check_regions, map_regions
 
 
@@ -138,7 +138,7 @@ def coarsen(
     Raises
     ------
     InputError
-        If a dim is not there, or its length does not go with the factor.
+        If a dim is not there, its length does not go with the factor, or its coordinate is doubled or out of order.
     MemoryLimitError
         If a block does not fit.
 
@@ -214,10 +214,11 @@ def _rolling(
         size = sizes.get(dim, 1)
         after = size - 1 - size // 2 if center else 0
         axes.append(Axis.same(chunks) if size == 1 else _reaching(chunks, size - 1 - after, after))
-    check_regions(x, axes, 6 if statistic == "std" else 4, memory, "rolling")
+    step = check_regions(x, axes, 6 if statistic == "std" else 4, memory, "rolling")
     kernel = _Roll(tuple(sizes.get(dim, 1) for dim in x.dims), statistic, least, _floating(x.dtype))
     name = f"rolling-{tokenize(x.data.name, kernel, center)}"
-    return x.copy(data=map_regions(x.data, name, axes, kernel, kernel.dtype))
+    made = map_regions(x.data, name, axes, kernel, kernel.dtype, step)
+    return computed(x, made, pure=statistic == "count")
 
 
 @dataclass(frozen=True)
@@ -251,13 +252,14 @@ def _lags(x: xr.DataArray, *, steps: Any, dim: Hashable, memory: Any) -> xr.Data
     axes = [Axis.same(chunks) for chunks in x.data.chunks]
     axes[axis] = _reaching(x.data.chunks[axis], max(steps), -min(steps))
     kernel = _Shift(axis, steps, _floating(x.dtype))
-    check_regions(x, axes, 2 + len(steps), memory, "lags")
+    step = check_regions(x, axes, 2 + len(steps), memory, "lags")
     made = map_regions(
         x.data,
         f"lags-{tokenize(x.data.name, kernel)}",
         axes,
         kernel,
         kernel.dtype,
+        step,
         chunks=(*x.data.chunks, (len(steps),)),
         place_of=lambda place: (*place, 0),
     )
@@ -291,6 +293,7 @@ def _coarse_axis(sizes: Sequence[int], factor: int, boundary: str) -> Axis:
 def _coarsen(x: xr.DataArray, *, factors: Any, statistic: str, boundary: str, memory: Any) -> xr.DataArray:
     sizes = sizes_of(factors, x.dims, "factors", "coarsen")
     for dim, factor in sizes.items():
+        ordered(x, dim, "coarsen", needed=False)
         if factor > x.sizes[dim]:
             raise InputError(
                 f"coarsen: {dim!r} has {x.sizes[dim]} cells, fewer than the factor {factor}. Take a smaller one."
@@ -304,10 +307,10 @@ def _coarsen(x: xr.DataArray, *, factors: Any, statistic: str, boundary: str, me
         _coarse_axis(chunks, sizes[dim], boundary) if dim in sizes else Axis.same(chunks)
         for dim, chunks in zip(x.dims, x.data.chunks, strict=True)
     ]
-    check_regions(x, axes, 4, memory, "coarsen")
+    step = check_regions(x, axes, 4, memory, "coarsen")
     kernel = _Coarsen(tuple(sizes.get(dim, 1) for dim in x.dims), statistic, _floating(x.dtype))
     values = map_regions(
-        x.data, f"coarsen-{tokenize(x.data.name, kernel, boundary)}", axes, kernel, kernel.dtype
+        x.data, f"coarsen-{tokenize(x.data.name, kernel, boundary)}", axes, kernel, kernel.dtype, step
     )
     coords = x.coords.to_dataset()
     mine = {
@@ -315,4 +318,5 @@ def _coarsen(x: xr.DataArray, *, factors: Any, statistic: str, boundary: str, me
     }
     if mine:
         coords = coords.coarsen(mine, boundary=cast(Literal["exact", "trim", "pad"], boundary)).mean()
-    return xr.DataArray(values, dims=x.dims, coords=coords.coords, name=x.name, attrs=x.attrs)
+    attrs = attributes(x, pure=statistic == "count")
+    return xr.DataArray(values, dims=x.dims, coords=coords.coords, name=x.name, attrs=attrs)

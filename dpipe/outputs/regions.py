@@ -137,7 +137,7 @@ class RegionWriter:
         OutputError
             If it cannot be written.
         """
-        raw = np.ascontiguousarray(packed(self.stored, values))
+        raw = np.asarray(packed(self.stored, values), order="C")  # of no dims, too
         try:
             array = zarr.open_array(os.path.join(self.store, self.name), mode="r+")
             # a chunk of zeros is a file, too: it can be verified

@@ -30,6 +30,6 @@ def states_of(collected: PassState, what: str) -> tuple[Any, ...]:
     if collected.states is None:
         raise InputError(
             f"{what}: the data has no rows ({counted(collected.tally.n_blocks, 'block')}). Check the filter "
-            "or the files it comes from."
+            "or the files it comes from; samples of an xarray object without any data are left out."
         )
     return collected.states

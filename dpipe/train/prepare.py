@@ -21,6 +21,7 @@ from dpipe.families.compose import Walk, walk
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import RAW
 from dpipe.families.registry import Estimator, Meta
+from dpipe.fields.plans import made_by
 from dpipe.ledger.book import Ledger, Reading
 from dpipe.plan_record import Plan
 from dpipe.planner import DataShape, Program, Resources, make_program
@@ -215,7 +216,7 @@ def _check_numbers(name: str, y: Any) -> None:
 def _shape(source: Source) -> DataShape:
     targets = 8 * ((source.y is not None) + (source.w is not None))
     return DataShape(
-        source_name(source),
+        source_name(source) + made_by(v.data for v in getattr(source.X, "parts", ())),
         tuple(map(str, source.names)),
         source.rows,
         tuple(source.row_nbytes.values()),

@@ -1,6 +1,7 @@
 """`cross_validate`: how well an estimator does on rows that it has not seen, fold by fold."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,28 @@ from sklearn.pipeline import Pipeline
 
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator, way_of
-from dpipe.tuning.search import search
+from dpipe.tuning.crossed import CrossValidated
+from dpipe.tuning.scoring import scoring_of
+from dpipe.tuning.search import Search
+from dpipe.tuning.sides import with_folds
+from dpipe.validate.metrics import check_scoring
 
 
 def cross_validate(
     estimator: Estimator,
     X: Any,
     y: Any = None,
+    sample_weight: Any = None,
     *,
     cv: Any = 5,
-    scoring: str | None = None,
+    scoring: Any = None,
+    return_estimator: bool = False,
     sample_dims: Any = None,
     missing: str = "all",
     memory: int | str | None = None,
     client: Client | None = None,
     workdir: str | os.PathLike[str] | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Cross-validate on data larger than memory: all folds share each reading.
 
     Parameters
@@ -33,12 +40,17 @@ def cross_validate(
         Unfitted, of a way that merges or refines; it is not changed.
     X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray, CSR matrix, xarray.DataArray or Dataset
         As for `dpipe.fit`.
-    y : series, array, or str, optional
-        As for `dpipe.fit`.
-    cv : int, KFold or StratifiedKFold, default 5
-        As scikit-learn takes it: an int stands for stratified folds where a classifier is scored.
-    scoring : str, optional
-        Scikit-learn's name of a metric; default accuracy for a classifier, r2 for a regressor.
+    y, sample_weight : series, array, or str, optional
+        As for `dpipe.fit`. Weights count in the fits and in the scores.
+    cv : int, KFold, StratifiedKFold or sequence of pairs, default 5
+        As scikit-learn takes it: an int stands for stratified folds where a classifier is scored; pairs hold the
+        places of training and of test rows. For xarray objects, pairs of train and test from `dpipe.fields.folds`:
+        blocks of time or space, with a gap between the sides.
+    scoring : str, sequence of str, or dict of str to str, optional
+        Scikit-learn's names of metrics, by names of your own in a dict; default accuracy for a classifier, r2 for a
+        regressor.
+    return_estimator : bool, default False
+        Give the fitted estimator of each fold, too.
     sample_dims, missing
         For xarray objects: as for `dpipe.fit`.
     memory, client, workdir
@@ -47,14 +59,17 @@ def cross_validate(
     Returns
     -------
     dict of str to numpy.ndarray
-        ``test_score``, of shape (n_folds,): as scikit-learn's `cross_validate` on all rows in their order, which is
-        that of the blocks. Rows that follow each other, as cells of a grid do, are alike: folds of them in their
-        order tell more than folds of rows that are drawn.
+        ``test_score``, of shape (n_folds,), or ``test_<name>`` where `scoring` holds several: as scikit-learn's
+        `cross_validate` on all rows in their order, which is that of the blocks. ``estimator`` is a list, plain
+        scikit-learn. Rows that follow each other, as cells of a grid do, are alike: folds of them in their order
+        tell more than folds of rows that are drawn.
 
     Raises
     ------
     UnsupportedEstimatorError
         If the estimator learns in order: split the rows, as by `dpipe.split`, and fit and score it.
+    InputError
+        If `cv` is not of these rows or cells, or test and training side share some.
     DpipeError
         As `dpipe.search` does.
 
@@ -66,23 +81,45 @@ def cross_validate(
     >>> cross_validate(Ridge(alpha=1e-6), X, X[:, 0] - X[:, 1], cv=3)["test_score"].round(6)
     array([1., 1., 1.])
     """
-    found = search(
-        estimator,
-        _as_it_is(estimator),
-        X,
-        y,
-        sample_dims=sample_dims,
-        missing=missing,
-        memory=memory,
-        client=client,
-        workdir=workdir,
-        method="grid",
-        cv=cv,
-        scoring=scoring,
-    )
-    results = found.cv_results_
-    n_folds = sum(name.startswith("split") and name.endswith("_test_score") for name in results)
-    return {"test_score": np.array([results[f"split{i}_test_score"][0] for i in range(n_folds)])}
+    names = _named(scoring, estimator)
+    X, y, sample_weight, cv = with_folds(X, y, sample_weight, cv, sample_dims, missing)
+    asked = _Folds(estimator, _as_it_is(estimator), method="grid", cv=cv)
+    asked.metrics = tuple(dict.fromkeys(names.values()))
+    asked.fit(X, y, sample_weight, memory=memory, client=client, workdir=workdir)
+    found: dict[str, Any] = {f"test_{name}": asked.scores_[metric] for name, metric in names.items()}
+    return {**found, **({"estimator": asked.estimators_} if return_estimator else {})}
+
+
+class _Folds(Search):
+    """A search with one candidate, of which all folds and metrics are kept."""
+
+    metrics: tuple[str, ...] = ()
+
+    def compared_by(self) -> tuple[str, ...]:
+        """Give the metrics."""
+        return self.metrics
+
+    def _take_each(self, fitted: CrossValidated, estimators: list[Estimator]) -> None:
+        (number,) = fitted.scores_
+        self.scores_ = {
+            metric: np.array(scores[number]) for metric, scores in fitted.scores_by_metric_.items()
+        }
+        self.estimators_ = estimators
+
+
+def _named(scoring: Any, estimator: Estimator) -> dict[str, str]:
+    """Give the metrics by the names that they have in the result."""
+    if scoring is None or isinstance(scoring, str):
+        return {"score": scoring_of(scoring, estimator)}
+    if isinstance(scoring, Mapping):
+        if not all(isinstance(name, str) for name in (*scoring, *scoring.values())):
+            raise InputError(
+                f"scoring must name metrics of scikit-learn, such as {{'error': 'neg_mean_squared_error'}}, got "
+                f"{dict(scoring)!r}."
+            )
+        check_scoring(list(scoring.values()), estimator)
+        return dict(scoring)
+    return {name: name for name in check_scoring(scoring, estimator)}
 
 
 def _as_it_is(estimator: Estimator) -> dict[str, list[Any]]:

@@ -15,18 +15,16 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from dpipe.blocks.folds import Folds, KFolds, LabelPlaces, StratifiedFolds
-from dpipe.blocks.held_out import kept
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.statistics import LabelCounts
 from dpipe.blocks.table import Block, n_rows
 from dpipe.collect.source import Source
-from dpipe.composites.folds import check_folds, outside
+from dpipe.composites.folds import check_folds
 from dpipe.composites.inside import InnerPass, InnerStates, check_parts, most_passes
 from dpipe.composites.several import TargetWidth
-from dpipe.composites.views import InFold
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.asking import Asking
-from dpipe.families.compose import Walk, walk
+from dpipe.families.compose import Fit, Walk, walk
 from dpipe.families.expression import needed_fits
 from dpipe.families.program import Known, ProgramPass, finish_pass
 from dpipe.families.refinement import Refinements
@@ -38,7 +36,8 @@ from dpipe.train.fit import check_rows, run_passes
 from dpipe.train.prepare import OwnFit, prepare_source
 from dpipe.tuning.foundation import ForScoring
 from dpipe.tuning.learning import reason
-from dpipe.tuning.scoring import Scored, found_of, score_block, scoring_of
+from dpipe.tuning.scoring import Scored, found_of, held_nbytes, score_block
+from dpipe.tuning.sides import GivenFolds, InParts, Sides
 from dpipe.tuning.space import Candidate, Params, Space, make_space
 
 
@@ -49,19 +48,22 @@ class CrossValidated(BaseEstimator):  # type: ignore[misc]
     ----------
     tree : FeatureUnion
         For each distinct way of preprocessing a part; its last step holds the candidates that share it.
-    cv : int, KFold or StratifiedKFold
-    metric : str
+    cv : int, KFold, StratifiedKFold or GivenFolds
+    metrics : tuple of str
+        The first one compares.
     counted : bool
         Whether the number of rows is known before they are read.
     """
 
-    def __init__(self, tree: Any = None, cv: Any = 5, metric: str = "", counted: bool = True) -> None:
+    def __init__(
+        self, tree: Any = None, cv: Any = 5, metrics: tuple[str, ...] = (), counted: bool = True
+    ) -> None:
         self.tree = tree
         self.cv = cv
-        self.metric = metric
+        self.metrics = metrics
         self.counted = counted
 
-    def fit(self, X: Any, y: Any = None) -> "CrossValidated":
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "CrossValidated":
         """Say that it is fitted by dpipe alone."""
         raise NotImplementedError("CrossValidated is fitted by dpipe.search")
 
@@ -78,7 +80,9 @@ class CrossValidated(BaseEstimator):  # type: ignore[misc]
         return int(self.cv if isinstance(self.cv, int) else self.cv.n_splits)
 
     def folds(self, places: LabelPlaces | None) -> Folds:
-        """Give the folds of scikit-learn's splitter."""
+        """Give the folds of scikit-learn's splitter, or those that were given."""
+        if isinstance(self.cv, GivenFolds):
+            return self.cv
         seed = self.cv.random_state if getattr(self.cv, "shuffle", False) else None
         if places is None:
             return KFolds(self.n_splits, seed)
@@ -123,31 +127,41 @@ def parts_of(fitted: FeatureUnion) -> tuple[tuple[tuple[Any, ...], dict[int, Est
 
 def _refine(estimator: CrossValidated, stats: Sequence[Any], meta: Meta) -> Refinement:
     folds = estimator.folds(stats[0] if estimator.stratified else None)
-    fits = yield from fit_in_folds(estimator.tree, meta, folds, estimator.n_splits)
+    sides = Sides(folds, estimator.n_splits)
+    weighted = meta.weighted and (estimator.cv.weighted if sides.beside_weights else True)
+    fits = yield from fit_in_folds(estimator.tree, meta, sides, weighted=weighted)
     parts = [parts_of(each) for each in fits]
-    (scored,) = yield (FoldScores(tuple(parts[:-1]), folds, estimator.metric),)
-    fitted = CrossValidated(estimator.tree, estimator.cv, estimator.metric, estimator.counted)
-    fitted.parts_ = parts[-1]
+    (scored,) = yield (FoldScores(tuple(parts[:-1]), sides, estimator.metrics),)
+    fitted = CrossValidated(estimator.tree, estimator.cv, estimator.metrics, estimator.counted)
+    fitted.parts_, fitted.in_folds_ = parts[-1], parts[:-1]
     failed = _failures(parts)
     if len(failed) == sum(len(tails) for _, tails in parts[-1]):
         raise next(iter(failed.values()))
-    found = {
-        number: [
-            found_of(scored.by_fold[fold, number], estimator.metric) for fold in range(estimator.n_splits)
-        ]
-        for _, tails in parts[-1]
-        for number in tails
-        if number not in failed
-        and all((fold, number) in scored.by_fold for fold in range(estimator.n_splits))
+    first = estimator.metrics[0]
+    every = {
+        metric: {
+            number: [found_of(scored.by_fold[fold, number, metric], metric) for fold in range(sides.n_splits)]
+            for _, tails in parts[-1]
+            for number in tails
+            if number not in failed
+            and all((fold, number, metric) in scored.by_fold for fold in range(sides.n_splits))
+        }
+        for metric in estimator.metrics
     }
+    found = every[first]
     if not found:
         raise InputError(f"A fold of cv={estimator.cv!r} has no rows. Use fewer folds.")
-    fitted.scores_ = {number: [one.score for one in own] for number, own in found.items()}
+    fitted.scores_by_metric_ = {
+        metric: {number: [one.score for one in own] for number, own in each.items()}
+        for metric, each in every.items()
+    }
+    fitted.scores_ = fitted.scores_by_metric_[first]
     fitted.failed_ = {
         **{number: reason(err) for number, err in failed.items()},
         **{
             number: next(one.failed for one in own if one.failed)
-            for number, own in found.items()
+            for each in every.values()
+            for number, own in each.items()
             if any(one.failed for one in own)
         },
     }
@@ -165,13 +179,13 @@ def _failures(parts: Sequence[Any]) -> dict[int, DpipeError]:
     }
 
 
-def fit_in_folds(tree: Estimator, meta: Meta, folds: Folds, n_splits: int) -> Asking:
-    """Fit an estimator outside of each fold, and on all rows; gives these fits, the last of all rows."""
-    walked = _each_by_itself(walk(tree, meta))
+def fit_in_folds(tree: Estimator, meta: Meta, sides: Sides, *, weighted: bool) -> Asking:
+    """Fit an estimator on the training side of each split, and on all rows; gives these fits, the last of all rows."""
+    walked = _each_by_itself(walk(tree, meta, weighted=weighted, takers=_is_candidate))
     width = meta.width or 0
     names = meta.names or tuple(f"x{j}" for j in range(width))
     program = make_program(walked, DataShape("folds", names, (None,), (8,) * width, whole=True), Resources(1))
-    views = [*outside(folds, n_splits, None), None]
+    views = [InParts(sides, sides.training(split)) for split in [*range(sides.n_splits), None]]
     knowns = [finish_pass(program.at_once, Known(), None)] * len(views)
     for step in program.passes:
         if step.refines:
@@ -181,8 +195,9 @@ def fit_in_folds(tree: Estimator, meta: Meta, folds: Folds, n_splits: int) -> As
             wants = [InnerPass(step, known, view) for known, view in zip(knowns, views, strict=True)]
             states = yield tuple(wants)
         else:
-            inside = [InFold(folds, fold, inside=True) for fold in range(n_splits)]
-            states = _of_the_others((yield tuple(InnerPass(step, knowns[0], view) for view in inside)))
+            inside = [InParts(sides, (part,)) for part in range(sides.n_parts)]
+            of_parts = yield tuple(InnerPass(step, knowns[0], view) for view in inside)
+            states = [_merged(of_parts, view.members) for view in views]
         knowns = [
             finish_pass(step, known, PassState(state.states, Tally()))
             for known, state in zip(knowns, states, strict=True)
@@ -192,21 +207,20 @@ def fit_in_folds(tree: Estimator, meta: Meta, folds: Folds, n_splits: int) -> As
 
 def _each_by_itself(tree: Walk) -> Walk:
     """Let a candidate fail, and the others go on."""
-    candidates = tuple(
-        replace(fit, may_fail=fit.is_leaf and "candidate " in fit.name.split(" / ")[-1]) for fit in tree.fits
-    )
+    candidates = tuple(replace(fit, may_fail=fit.is_leaf and _is_candidate(fit)) for fit in tree.fits)
     return replace(tree, fits=candidates)
 
 
-def _of_the_others(of_folds: Sequence[InnerStates]) -> list[InnerStates]:
-    """Merge, for each fold, what all others gave; and in the end what all of them gave."""
-    found = []
-    for left_out in [*range(len(of_folds)), None]:
-        merged = InnerStates(None)
-        for fold, states in enumerate(of_folds):
-            merged = merged if fold == left_out else merged.merge(states)
-        found.append(merged)
-    return found
+def _is_candidate(fit: Fit) -> bool:
+    return "candidate " in fit.name.split(" / ")[-1]
+
+
+def _merged(of_parts: Sequence[InnerStates], members: Sequence[int]) -> InnerStates:
+    """Merge what some of the parts gave, in their order."""
+    merged = InnerStates(None)
+    for part in members:
+        merged = merged.merge(of_parts[part])
+    return merged
 
 
 def _refined_in_folds(step: ProgramPass, knowns: Sequence[Known], views: Sequence[Any]) -> Asking:
@@ -225,8 +239,8 @@ def _refined_in_folds(step: ProgramPass, knowns: Sequence[Known], views: Sequenc
 class FoldScored:
     """What is found of each candidate on the rows of each fold."""
 
-    by_fold: dict[tuple[int, int], Scored]
-    """By the fold and the candidate's number."""
+    by_fold: dict[tuple[int, int, str], Scored]
+    """By the fold, the candidate's number, and the metric."""
 
     def merge(self, other: "FoldScored") -> "FoldScored":
         """Join with later rows."""
@@ -242,17 +256,16 @@ class FoldScores:
 
     fits: tuple[Any, ...]
     """For each fold what `parts_of` gives."""
-    folds: Folds
-    metric: str
+    sides: Sides
+    metrics: tuple[str, ...]
     placed: ClassVar[bool] = True
     name: ClassVar[str] = "scores of the candidates"
 
     def of(self, X: Block, y: Any, w: Any = None, at: RowsAt | None = None) -> FoldScored:
         """Read one block."""
-        mine = self.folds.of(np.asarray(y), at)
-        found: dict[tuple[int, int], Scored] = {}
+        found: dict[tuple[int, int, str], Scored] = {}
         for fold, parts in enumerate(self.fits):
-            rows = kept(Rows(X, y, None), mine == fold)
+            rows = InParts(self.sides, self.sides.testing(fold))(Rows(X, y, w, at=at))
             if not n_rows(rows.X):
                 continue
             values = ForScoring(tuple(preprocessing for preprocessing, _ in parts), named=True)(rows)
@@ -260,18 +273,22 @@ class FoldScores:
                 for number, learner in tails.items():
                     if isinstance(learner, Failed):
                         continue
-                    found[fold, number] = score_block(self.metric, learner, values[i], rows)
+                    said: dict[str, Any] = {}
+                    for metric in self.metrics:
+                        found[fold, number, metric] = score_block(metric, learner, values[i], rows, said)
         return FoldScored(found)
 
 
 def _check(estimator: CrossValidated) -> None:
     cv = estimator.cv
+    check_parts(estimator, [estimator.tree])
+    if isinstance(cv, GivenFolds):
+        return
     if isinstance(cv, bool) or (isinstance(cv, int) and cv < 2):
         raise InputError(f"cv must be a number of folds of at least 2, KFold or StratifiedKFold, got {cv!r}.")
     if not isinstance(cv, int | KFold | StratifiedKFold):
         raise InputError(f"cv must be a number of folds, KFold or StratifiedKFold, got {cv!r}.")
     check_folds(estimator, classifies=is_classifier(_any_learner(estimator.tree)))
-    check_parts(estimator, [estimator.tree])
 
 
 def _rounds(estimator: CrossValidated) -> Rounds:
@@ -284,7 +301,8 @@ def _wants(estimator: CrossValidated) -> tuple[Any, ...]:
         return (LabelPlaces,)
     # a pass over y counts the rows, from which the folds follow
     learner = _any_learner(estimator.tree)
-    return () if estimator.counted else (LabelCounts if is_classifier(learner) else TargetWidth,)
+    beside = isinstance(estimator.cv, GivenFolds) and estimator.cv.parts is None
+    return () if estimator.counted or beside else (LabelCounts if is_classifier(learner) else TargetWidth,)
 
 
 add(CrossValidated, refined(_refine, _rounds, _wants, check=_check, needs_y=True, exact="that of its parts"))
@@ -321,6 +339,7 @@ def prepare_crossed(
     memory: int | None,
     client: Client | None,
     workers: int | None,
+    each_fit: Callable[[CrossValidated, list[Estimator]], None] | None = None,
 ) -> PreparedCrossed:
     """Plan a search by folds; candidates that cannot be fitted are left out, and reported.
 
@@ -329,16 +348,25 @@ def prepare_crossed(
     DpipeError
         As `dpipe.fit` does for what metadata can tell.
     """
-    if source.w is not None:
-        raise InputError("A search by folds takes no sample_weight. Leave the weights out.")
     space = make_space(search.estimator, {0: params}, named=False)
-    metric = scoring_of(search.scoring, search.estimator)
+    metrics = search.compared_by()
+    metric = metrics[0]
+    if isinstance(search.cv, GivenFolds) and search.cv.parts is None:
+        weighted = search.cv.weighted
+    else:
+        weighted = source.w is not None
+    ranked = [name for name in metrics if held_nbytes(name, 1, 1)]
+    if weighted and ranked:
+        raise InputError(
+            f"{ranked[0]} does not take sample_weight: pairs of rows are counted, each once. Compare by another "
+            "metric, such as neg_log_loss, or leave the weights out."
+        )
     meta = Meta(
         source.frame, source.n_columns, source.dtype, source.sparse, one_dimensional=source.one_dimensional
     )
     good, failed = _fitting(space, meta)
     kept_space = replace(space, candidates=tuple(good))
-    asked = CrossValidated(tree_of(kept_space), search.cv, metric, source.n_rows is not None)
+    asked = CrossValidated(tree_of(kept_space), search.cv, metrics, source.n_rows is not None)
     prepared = prepare_source(asked, source, memory=memory, client=client, workers=workers)
 
     def done(fitted: CrossValidated) -> Estimator:
@@ -353,8 +381,10 @@ def prepare_crossed(
                 "the data and the parameters."
             )
         best = int(np.nanargmax(means))
-        estimator = _assembled(space, space.candidates[best], fitted)
+        estimator = _assembled(space, space.candidates[best], fitted.parts_)
         take(estimator, params, scores, best, metric, reasons)
+        if each_fit is not None:
+            each_fit(fitted, [_assembled(space, space.candidates[best], part) for part in fitted.in_folds_])
         return estimator
 
     plan = replace(prepared.plan, estimator=f"Search of {type(search.estimator).__name__}")
@@ -364,8 +394,8 @@ def prepare_crossed(
     )
 
 
-def _assembled(space: Space, candidate: Candidate, fitted: CrossValidated) -> Estimator:
-    for preprocessing, tails in fitted.parts_:
+def _assembled(space: Space, candidate: Candidate, parts: Any) -> Estimator:
+    for preprocessing, tails in parts:
         if candidate.number in tails:
             return space.assembled(candidate, preprocessing, tails[candidate.number])
     raise AssertionError("every candidate that was scored was fitted")

@@ -1,7 +1,7 @@
 """One reading of the held-out rows scores all candidates that are to be compared."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,16 +100,24 @@ def labels_of(learner: Estimator) -> tuple[Any, ...]:
     return tuple(np.asarray(learner.classes_).tolist()) if hasattr(learner, "classes_") else ()
 
 
-def score_block(name: str, learner: Estimator, X: Any, rows: Rows) -> Scored:
-    """Score one candidate on the rows of a block; an error is its own, not the search's."""
+def score_block(
+    name: str, learner: Estimator, X: Any, rows: Rows, known: dict[str, Any] | None = None
+) -> Scored:
+    """Score one candidate on the rows of a block; an error is its own, not the search's.
+
+    What it says of the rows is looked up in `known`, by its methods, and left there for another metric.
+    """
     began = time.perf_counter()
     try:
         want = want_for(name, learner)
         with single_threaded_blas():
+            said: dict[str, Any]
             if name == OWN:
-                said: Mapping[str, Any] = {"score": learner.score(X, *([] if rows.y is None else [rows.y]))}
+                said = {"score": learner.score(X, *([] if rows.y is None else [rows.y]))}
             else:
-                said = {want.method: getattr(learner, want.method)(X)}
+                said = {} if known is None else known
+                if want.method not in said:
+                    said[want.method] = getattr(learner, want.method)(X)
         y = np.empty(X.shape[0]) if rows.y is None else rows.y
         state = want.state.of(ScoredBlock(y, rows.w, said, labels_of(learner)), want)
     except MemoryError:

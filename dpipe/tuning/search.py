@@ -18,7 +18,6 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import Source, held_out, open_source
 from dpipe.deploy.apply import predict, transform
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -37,6 +36,7 @@ from dpipe.tuning.results import cross_validated, histories, searched
 from dpipe.tuning.sampled import OneSearch, Proposals, SampledSearch
 from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
 from dpipe.tuning.scoring import held_nbytes, scoring_of
+from dpipe.tuning.sides import with_folds
 from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
 from dpipe.tuning.streamed import Outcome, Setup
 from dpipe.validate.metrics import METRICS
@@ -227,7 +227,9 @@ class Search(BaseEstimator):  # type: ignore[misc]
         if self._is_crossed():
             if self.sampler is not None:
                 raise InputError("What is cross-validated takes no sampler. Leave it out.")
-            return prepare_crossed(self, source, self._params(), self._take_crossed, **place)
+            return prepare_crossed(
+                self, source, self._params(), self._take_crossed, each_fit=self._take_each, **place
+            )
         _check_learner(self.estimator, source)
         brackets = settings.brackets(self.estimator, self.parameters, self._propose())
         chosen = {bracket.number: bracket.params for bracket in brackets}
@@ -300,6 +302,10 @@ class Search(BaseEstimator):  # type: ignore[misc]
         way = registered().get(type(learner))
         return self.method not in EARLY and way is not None and way.kind in ("merge", "refine")
 
+    def compared_by(self) -> tuple[str, ...]:
+        """Give the metrics that folds are scored by; the first one compares."""
+        return (scoring_of(self.scoring, self.estimator),)
+
     def _params(self) -> list[dict[str, Any]]:
         if self.method == "grid":
             return grid(self.parameters)
@@ -368,6 +374,9 @@ class Search(BaseEstimator):  # type: ignore[misc]
         self.failed_ = failed
         _warn(failed, len(params))
         self.scorer_, self.n_splits_, self.multimetric_ = metric, scores.shape[1], False
+
+    #: Called with what was fitted on each fold, where that is wanted.
+    _take_each: Any = None
 
     @property
     def metadata(self) -> dict[str, Any] | None:
@@ -530,7 +539,8 @@ def search(
     workdir : path, optional
         Leave a record and a report of the search there, and a ledger: a search that was stopped goes on.
     **options
-        Of `dpipe.Search`: `method`, `max_iter`, `scoring`, `validation`, `test_size`, `cv`, `random_state` ...
+        Of `dpipe.Search`: `method`, `max_iter`, `scoring`, `validation`, `test_size`, `cv`, `random_state` ...; `cv`
+        may also be pairs of sides, as for `dpipe.cross_validate`.
 
     Returns
     -------
@@ -556,7 +566,8 @@ def search(
     >>> found.best_params_
     {'alpha': 0.001}
     """
-    X, y, sample_weight = as_samples(X, y, sample_weight, sample_dims, missing)
+    X, y, sample_weight, cv = with_folds(X, y, sample_weight, options.get("cv", 5), sample_dims, missing)
+    options["cv"] = cv
     if sample_dims is not None and isinstance(options.get("validation"), tuple):
         options["validation"] = held_out_samples(options["validation"], sample_dims, missing)
     asked = Search(estimator, parameters, **options)

@@ -40,7 +40,6 @@ WRONG = {
     "other dims": (DATA.assign(h=DATA.a.isel(time=0)), None, None, DIMS, "'h' lacks the dim 'time'"),
     "y is no array": (X, np.ones(20), None, DIMS, "y is a ndarray. Give y as a DataArray"),
     "y lacks a dim": (X, Y.isel(lat=0), None, DIMS, "y has the dims 'time', which lacks 'lat'"),
-    "y has too many": (X, X.expand_dims(z=2), None, DIMS, "which has several others"),
     "no such variable": (DATA, "d", None, DIMS, "y='d' is no variable of X, which has: 'a', 'b', 'c'"),
     "a name beside an array": (X, "d", None, DIMS, "which has: no variables"),
     "weights of the features": (X, None, X.isel(time=0, lat=0), DIMS, "it must have some of sample_dims"),

@@ -75,6 +75,13 @@ def test_longitudes_go_around():
     np.testing.assert_allclose(found, wanted, atol=1e-12)
     part = x.sel(lon=slice(180, 360)).chunk(lon=5)
     np.testing.assert_allclose(fields.regrid(part, {"lon": [-95.0]}), part.sel(lon=[265.0]))
+    west, east = (
+        fields.regrid(part, {"lon": np.arange(first, first + 100, 20.0)}, "conservative")
+        for first in (-150, 210)
+    )
+    np.testing.assert_allclose(west, east)
+    with pytest.raises(InputError, match="the centres of the new cells go from -200 to 190, but the source"):
+        fields.regrid(part, {"lon": [-200.0, -170.0]})
 
 
 @settings(max_examples=10, deadline=None)

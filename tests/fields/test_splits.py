@@ -75,7 +75,7 @@ def test_bad_input():
     x = field()
     with pytest.raises(InputError, match="no dim 'depth'"):
         fields.split(x, "depth")
-    with pytest.raises(InputError, match="goes back and forth"):
+    with pytest.raises(InputError, match="is not monotonic"):
         fields.split(x.isel(time=[0, 2, 1]))
     with pytest.raises(InputError, match="test_size must lie between 0 and 1, got 2"):
         fields.split(x, test_size=2)

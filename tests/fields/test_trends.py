@@ -74,7 +74,7 @@ def test_bad_input():
     x = field()
     with pytest.raises(InputError, match="no dim 'depth'"):
         fields.detrend(x, "depth")
-    with pytest.raises(InputError, match="goes back and forth"):
+    with pytest.raises(InputError, match="is not monotonic"):
         fields.trend(x.isel(time=[0, 2, 1]))
     with pytest.raises(InputError, match="line has no origin, slope|line has no slope"):
         fields.detrend(x, line=xr.Dataset({"intercept": 1}))
@@ -84,3 +84,7 @@ def test_bad_input():
         fields.standardise(x, "time", found=fields.moments(x.isel(lat=slice(0, 2)), "time"))
     with pytest.raises(MemoryLimitError, match="Read smaller ones, such as"):
         fields.standardise(x, "time", memory=1000)
+    with pytest.raises(MemoryLimitError, match="standardise: a block of shape"):
+        fields.standardise(x, "time", found=fields.moments(x, "time"), memory=1000)
+    with pytest.raises(MemoryLimitError, match="detrend: a block of shape"):
+        fields.detrend(x, line=fields.trend(x), memory=1000)

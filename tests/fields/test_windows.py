@@ -76,7 +76,7 @@ def test_bad_input():
         fields.rolling(x, {"time": 41})
     with pytest.raises(InputError, match="no dim 'depth'"):
         fields.rolling(x, {"depth": 2})
-    with pytest.raises(InputError, match="goes back and forth"):
+    with pytest.raises(InputError, match="is not monotonic"):
         fields.rolling(x.isel(time=[0, 2, 1]), {"time": 2})
     with pytest.raises(InputError, match="windows along 'time' must be an integer of at least 1, got 2.5"):
         fields.rolling(x, {"time": 2.5})
