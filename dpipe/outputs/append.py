@@ -77,7 +77,7 @@ def append_zarr(
     array([0, 0, 0, 3, 3, 3])
     """
     folder = Path(path).absolute()  # workers may run elsewhere
-    _recover(folder)
+    finish_append(folder)
     manifest = finished(folder) if folder.is_dir() else None
     if manifest is None or not (folder / "zarr.json").exists():
         raise OutputError(
@@ -109,7 +109,7 @@ def append_zarr(
                 moves += each.moves(copied(array, draft, ledger, place, Path(plan.between)), files)
             grown = {**manifest, "files": files, "blocks": [*manifest["blocks"], key]}
             _journal(folder, moves, arrays, grown)
-    _recover(folder)
+    finish_append(folder)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return Path(path)
 
@@ -293,7 +293,7 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _recover(folder: Path) -> None:
+def finish_append(folder: Path) -> None:
     """Finish what a journal says, if there is one; what has been moved already is passed over."""
     journal = folder / UNFINISHED / _JOURNAL
     if not journal.exists():
