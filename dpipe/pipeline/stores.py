@@ -109,13 +109,15 @@ class ArrayStore:
             If the disk has no room for what lies between two copies.
         """
         layout, why = self.layout(value, needs)
-        state = _State.of(self, opened(value), layout)
-        held, n = state.held(reading, self.folder)
+        held, n, dim = "nothing", 0, None
+        if reading is not None:
+            state = _State.of(self, opened(value), layout)
+            dim = state.dim
+            held, n = state.held(reading, self.folder)
         if held == "all":
             return self.open(value), f"{self.folder} is on record, and nothing of it has changed"
         if held == "some":
-            more = opened(value).isel({state.dim: slice(n, None)})
-            said = f"{more.sizes[str(state.dim)]:,} new along {state.dim} are appended to {self.folder}"
+            said = f"{value.sizes[dim] - n:,} new along {dim} are appended to {self.folder}"
             sizes = self._sizes(value)
             return with_chunks(value, sizes), said
         plan = plan_rechunk(value, self.folder, memory=memory, client=client, **layout)
