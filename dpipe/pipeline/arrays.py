@@ -138,8 +138,20 @@ def applied(function: Callable[..., Any], frame: Any, options: Mapping[str, Any]
     return made
 
 
-def array_split(frame: Any, dims: Any, options: Mapping[str, Any]) -> tuple[Stage, tuple[Any, Any]]:
-    """Split labelled arrays by blocks of dims; give the stage, whose name is not known yet, and its sides."""
+def array_function(
+    frame: Any, function: Callable[..., Any], options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Stage:
+    """Apply a function to labelled arrays; give the stage, whose name is not known yet."""
+
+    def again(given: Any) -> tuple[Any, ...]:
+        return (applied(function, given, options),)
+
+    name = getattr(function, "__name__", repr(function))
+    return Stage("preprocess", "", name, (frame,), again(frame), settings, again)
+
+
+def array_split(frame: Any, dims: Any, options: Mapping[str, Any]) -> Stage:
+    """Split labelled arrays by blocks of dims; give the stage, whose name is not known yet."""
 
     def again(given: Any) -> tuple[Any, Any]:
         return split_fields(given, dims, **options)
@@ -148,8 +160,7 @@ def array_split(frame: Any, dims: Any, options: Mapping[str, Any]) -> tuple[Stag
     share = f"{options['test_size']:.0%} of the blocks" if start is None else f"all from {start} on"
     named = dims if isinstance(dims, str) else ", ".join(dims)
     says = f"{share} to test, by {named}" + ("" if gap is None else f", {gap} apart")
-    train, test = again(frame)
-    return Stage("split", "", says, (frame,), (train, test), {"drops": True}, again), (train, test)
+    return Stage("split", "", says, (frame,), again(frame), {"drops": True}, again)
 
 
 @dataclass

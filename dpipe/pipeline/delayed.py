@@ -1,10 +1,17 @@
 """What the `Delayed` results of a pipeline compute outside of a run."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distributed import Client
+
 from dpipe.deploy.bundle import write_bundle
+from dpipe.errors import InputError, OutputError
 from dpipe.families.registry import Estimator
+from dpipe.outputs.manifest import finished
+from dpipe.outputs.rechunk import rechunk
+from dpipe.pipeline.arrays import is_array
 from dpipe.validate.score import score
 
 
@@ -22,6 +29,40 @@ def score_delayed(model: Estimator, X: Held, y: Held, scoring: list[str]) -> dic
     """Score a model on rows that were carried."""
     found = score(model, X.value, y.value, scoring=scoring)
     return found if isinstance(found, dict) else {scoring[0]: found}
+
+
+def maps_delayed(function: Callable[..., Any], folder: str, *given: Any) -> Path:
+    """Write what a function makes of fitted models and of arrays that were carried."""
+    values = [each.value if isinstance(each, Held) else each for each in given]
+    return write_maps(function, values, Path(folder), None, None)
+
+
+def write_maps(
+    function: Callable[..., Any],
+    given: Sequence[Any],
+    folder: Path,
+    memory: int | None,
+    client: Client | None,
+) -> Path:
+    """Write what a function makes as a Zarr store; the same is not written twice, and another in its place.
+
+    Raises
+    ------
+    InputError
+        If the function gives no labelled arrays.
+    """
+    made = function(*given)
+    if not is_array(made):
+        name = getattr(function, "__name__", repr(function))
+        raise InputError(
+            f"write: {name} gives a {type(made).__name__}; it must give an xarray DataArray or Dataset."
+        )
+    try:
+        return rechunk(made, folder, memory=memory, client=client)
+    except OutputError:
+        if finished(folder) is None:
+            raise
+        return rechunk(made, folder, overwrite=True, memory=memory, client=client)
 
 
 def bundle_delayed(

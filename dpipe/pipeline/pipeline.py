@@ -22,7 +22,7 @@ from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.diagram import diagram
 from dpipe.monitor.session import Session, make_workdir
-from dpipe.pipeline.arrays import applied, array_split, is_array, names_arrays
+from dpipe.pipeline.arrays import array_function, array_split, is_array, names_arrays
 from dpipe.pipeline.collecting import (
     Contracted,
     begin_collect,
@@ -31,12 +31,21 @@ from dpipe.pipeline.collecting import (
     count_refused,
 )
 from dpipe.pipeline.conservation import mapped
-from dpipe.pipeline.delayed import Held, bundle_delayed, score_delayed
+from dpipe.pipeline.delayed import Held, bundle_delayed, maps_delayed, score_delayed
+from dpipe.pipeline.planning import planned
 from dpipe.pipeline.runner import Runner
-from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_arguments
-from dpipe.pipeline.stores import ArrayStore, planned_stores
+from dpipe.pipeline.stages import (
+    PipelinePlan,
+    PipelineRun,
+    Stage,
+    bundle_input,
+    columns_of,
+    edges,
+    fit_arguments,
+)
+from dpipe.pipeline.stores import ArrayStore
 from dpipe.sizes import parse_bytes
-from dpipe.train.fit import delayed_fit, on_record
+from dpipe.train.fit import delayed_fit
 from dpipe.train.prepare import prepare
 from dpipe.validate.score import check_scoring
 
@@ -185,9 +194,8 @@ class Pipeline:
                     f"stratify={stratify!r} is for frames: arrays are split by blocks of their dims."
                 )
             options = {"test_size": test_size, "test_from": test_from, "block": block, "gap": gap}
-            stage, sides = array_split(frame, time or by or "time", {**options, "random_state": random_state})
-            self.stages.append(replace(stage, name=self._next_name("split")))
-            return sides
+            way = {**options, "random_state": random_state}
+            return self._add_arrays(array_split(frame, time or by or "time", way))
         if block is not None:
             raise InputError(f"block={block!r} is for xarray objects, but frame is a {type(frame).__name__}.")
         ways = {"stratify": stratify, "time": time, "test_from": test_from, "gap": gap}
@@ -236,13 +244,7 @@ class Pipeline:
         stage = self._next_name("preprocess")
         written = ArrayStore.of(stage, self.workdir, store, None, None, None)
         if is_array(frame):
-
-            def again(given: Any) -> tuple[Any, ...]:
-                return (applied(function, given, options),)
-
-            (made,) = again(frame)
-            self._add("preprocess", name, (frame,), (made,), {"store": written}, again)
-            return made
+            return self._add_arrays(array_function(frame, function, options, {"store": written}))[0]
         if written is not None:
             raise InputError(f"store=True is for xarray objects, but frame is a {type(frame).__name__}.")
         made = mapped(frame, function, options, stage)
@@ -424,17 +426,43 @@ class Pipeline:
         trained = self._stage_of(model, "train")
         if report is not None:
             self._stage_of(report, "validate")
-        folder = self.workdir / to
-        if folder.resolve() == self.workdir.resolve() or not folder.resolve().is_relative_to(
-            self.workdir.resolve()
-        ):
-            raise InputError(
-                f"deploy: to={to!r} does not lie inside of the workdir. Give the name of a folder."
-            )
+        folder = self._inside(to)
         settings = {"model": model, "report": report, "folder": folder}
         schema, target = bundle_input(trained)
         written = delayed(bundle_delayed, pure=False)(model, report, str(folder), self.name, schema, target)
         self._add("deploy", f"to {folder}", (model, report), (written,), settings)
+        return written
+
+    def write(self, function: Callable[..., Any], *given: Any, to: str = "maps.zarr") -> Delayed:
+        """Write what a function makes of trained models and of labelled arrays as a Zarr store: maps, time series.
+
+        Parameters
+        ----------
+        function : callable ``(*given) -> xarray.Dataset or DataArray``
+            Called by the run, with fitted models and lazy arrays; what it gives may be lazy, as by `dpipe.predict`.
+        *given : Delayed from `train`, xarray objects
+        to : str, default "maps.zarr"
+            Folder under the workdir; it appears whole or not at all, with a manifest.
+
+        Returns
+        -------
+        dask.delayed.Delayed
+            Of the path.
+
+        Raises
+        ------
+        InputError
+            If a model is not of this pipeline, or `to` leaves the workdir.
+        """
+        for model in given:
+            if isinstance(model, Delayed):
+                self._stage_of(model, "train")
+        folder = self._inside(to)
+        says = f"{getattr(function, '__name__', repr(function))} to {folder}"
+        held = [value if isinstance(value, Delayed) else Held(value) for value in given]
+        written = delayed(maps_delayed, pure=False)(function, str(folder), *held)
+        settings = {"function": function, "given": given, "folder": folder}
+        self._add("deploy", says, given, (written,), settings)
         return written
 
     def plan(
@@ -446,39 +474,11 @@ class Pipeline:
         ------
         MemoryLimitError
             If the budget cannot be kept.
+        OutputError
+            If the disk has no room for what a store needs.
         """
-        return self._planned(memory, client, workers, self.workdir if self.workdir.is_dir() else None)
-
-    def _planned(
-        self, memory: int | str | None, client: Client | None, workers: int | None, workdir: Path | None
-    ) -> PipelinePlan:
-        """Plan all stages, and look up in a workdir, if there is one, what is done already."""
-        recorded: list[str] = []
-        fits, n_scorings = [], 0
-        stages, stores = planned_stores(self.stages, workdir, memory, client)
-        for stage in stages:
-            if stage.kind == "train":
-                data, options = fit_arguments(stage.settings)
-                prepared = prepare(
-                    *data,
-                    **options,
-                    memory=memory,
-                    client=client,
-                    workers=workers,
-                )
-                fits.append((stage.name, prepared.plan))
-                if workdir is not None:
-                    recorded += on_record(prepared, workdir, stage.name)
-            elif stage.kind == "validate":
-                n_scorings += 1 + (stage.settings["reference"] is not None)
-        return PipelinePlan(
-            self.name,
-            tuple((stage.name, stage.says) for stage in self.stages),
-            tuple(fits),
-            n_scorings,
-            tuple(stores),
-            tuple(recorded),
-        )
+        workdir = self.workdir if self.workdir.is_dir() else None
+        return planned(self.name, self.stages, memory, client, workers, workdir)
 
     def run(
         self,
@@ -513,7 +513,7 @@ class Pipeline:
         """
         if not self.stages:
             raise InputError(f"Pipeline {self.name!r} has no stages. Start with pipe.collect(...).")
-        self._planned(memory, client, workers, None)  # what cannot be done leaves no trace
+        planned(self.name, self.stages, memory, client, workers, None)  # what cannot be done leaves no trace
         workdir = make_workdir(self.workdir)
         budget = None if memory is None else parse_bytes(memory)
         started = time.perf_counter()
@@ -552,14 +552,7 @@ class Pipeline:
         Diagram
             Shown as a picture in Jupyter.
         """
-        producers = {id(out): i for i, stage in enumerate(self.stages) for out in stage.outputs}
-        edges = [
-            (producers[id(taken)], i)
-            for i, stage in enumerate(self.stages)
-            for taken in stage.inputs
-            if id(taken) in producers
-        ]
-        drawing = diagram([(stage.name, stage.says) for stage in self.stages], edges)
+        drawing = diagram([(stage.name, stage.says) for stage in self.stages], edges(self.stages))
         if filename is not None:
             Path(filename).write_text(drawing.svg, encoding="utf-8")
         return drawing
@@ -580,13 +573,22 @@ class Pipeline:
         inputs: tuple[Any, ...],
         outputs: tuple[Any, ...],
         settings: Mapping[str, Any] | None = None,
-        again: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
-        self.stages.append(Stage(kind, self._next_name(kind), says, inputs, outputs, settings or {}, again))
+        self.stages.append(Stage(kind, self._next_name(kind), says, inputs, outputs, settings or {}))
+
+    def _add_arrays(self, stage: Stage) -> Any:
+        self.stages.append(replace(stage, name=self._next_name(stage.kind)))
+        return stage.outputs
 
     def _next_name(self, kind: str) -> str:
         same = sum(stage.kind == kind for stage in self.stages)
         return kind if not same else f"{kind}-{same + 1}"
+
+    def _inside(self, to: str) -> Path:
+        folder, workdir = self.workdir / to, self.workdir.resolve()
+        if folder.resolve() == workdir or not folder.resolve().is_relative_to(workdir):
+            raise InputError(f"to={to!r} does not lie inside of the workdir. Give the name of a folder.")
+        return folder
 
     def _stage_of(self, output: Any, kind: str) -> Stage:
         for stage in self.stages:

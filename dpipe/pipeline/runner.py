@@ -18,6 +18,7 @@ from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
 from dpipe.pipeline.arrays import is_array, needs_after, rebound
 from dpipe.pipeline.conservation import check_flows, rows_taken, with_rows
+from dpipe.pipeline.delayed import write_maps
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
 from dpipe.pipeline.stores import planned_stores
 from dpipe.run.recorded import Recorded
@@ -219,6 +220,10 @@ class Runner:
 
     def _deploy(self, stage: Stage) -> tuple[int | None, int | None, str]:
         settings = stage.settings
+        if "function" in settings:
+            given = [self.models.get(id(value), value) for value in settings["given"]]
+            write_maps(settings["function"], given, settings["folder"], self.memory, self.client)
+            return None, None, ""
         trained = self.pipe._stage_of(settings["model"], "train")
         metrics = self.scores.get(id(settings["report"]), {})
         model = self.models[id(settings["model"])]

@@ -114,6 +114,17 @@ class PipelineRun:
         )
 
 
+def edges(stages: Sequence[Stage]) -> list[tuple[int, int]]:
+    """Tell which stage, by its position, gives something to which other one."""
+    producers = {id(out): i for i, stage in enumerate(stages) for out in stage.outputs}
+    return [
+        (producers[id(taken)], i)
+        for i, stage in enumerate(stages)
+        for taken in stage.inputs
+        if id(taken) in producers
+    ]
+
+
 def columns_of(
     frame: Any,
     target: Any,
