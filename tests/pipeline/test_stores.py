@@ -244,3 +244,29 @@ def test_a_transformer_is_deployed_for_what_it_can_do(folder, tmp_path):
     wanted = run.model.transform(days(1)["z"].values.reshape(N, -1))
     np.testing.assert_allclose(found.transpose("time", ...).compute(), wanted, rtol=1e-5, atol=1e-6)
     shutil.rmtree(tmp_path / "work" / "stores")
+
+
+def centres(model, field):
+    return dpipe.patterns(model, field, sample_dims="time").rename("centre")
+
+
+def test_what_was_learned_is_written_as_maps(folder, tmp_path):
+    def pipeline(n):
+        pipe = dpipe.Pipeline("maps", workdir=tmp_path / "work")
+        z = pipe.collect(str(folder), store=True)["z"]
+        model = pipe.train(KMeans(n, n_init=1, random_state=0), z, sample_dims="time")
+        return pipe, model, z
+
+    for n in (2, 3):  # others take the place of those that are there
+        pipe, model, z = pipeline(n)
+        written = pipe.write(centres, model, z, to="centres.zarr")
+        run = pipe.run(progress=False)
+        found = dpipe.open_zarr(tmp_path / "work" / "centres.zarr")["centre"]
+        np.testing.assert_array_equal(found, run.model.cluster_centers_.reshape(n, 4, 6))
+X    pipe.write(lambda model: 3, model)
+    with pytest.raises(InputError, match="write: <lambda> gives a int"):
+        pipe.run(progress=False)
+    with pytest.raises(InputError, match="does not lie inside of the workdir"):
+        pipe.write(centres, model, z, to="../maps.zarr")
+    with pytest.raises(InputError, match="was not given by pipe.train"):
+        dpipe.Pipeline("other").write(centres, model, z)
