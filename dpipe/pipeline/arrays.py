@@ -12,6 +12,7 @@ import dask
 import dask.array as da
 import xarray as xr
 
+from dpipe.collect.grib import open_grib
 from dpipe.collect.netcdf import open_netcdf
 from dpipe.collect.zarr_store import open_zarr
 from dpipe.errors import DpipeError, InputError
@@ -20,6 +21,7 @@ from dpipe.pipeline.stages import Stage
 
 #: How the names of files of arrays end.
 _ENDINGS = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
+_GRIB = (".grib", ".grib2", ".grb", ".grb2")
 #: What makes a folder a Zarr store.
 _OF_A_STORE = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
@@ -48,7 +50,7 @@ def _is_store(name: str) -> bool:
 
 def _is_file(name: str) -> bool:
     if not os.path.isdir(os.path.expanduser(name)):
-        return name.endswith(_ENDINGS)
+        return name.endswith(_ENDINGS + _GRIB)
     found = (each for _, _, names in os.walk(os.path.expanduser(name)) for each in names)
     return any(each.endswith(_ENDINGS) for each in found)
 
@@ -72,6 +74,8 @@ def open_arrays(
                     "time. Join them first, with xarray.concat of dpipe.open_zarr(...)."
                 )
             opened, what = open_zarr(entries[0], **options), "a Zarr store"
+        elif all(os.fspath(entry).endswith(_GRIB) for entry in entries):
+            opened, what = open_grib(entries, block_nbytes=block_nbytes), "GRIB files"
         else:
             opened, what = open_netcdf(entries, **options), "NetCDF or HDF5 files"
     if names is not None:

@@ -263,7 +263,11 @@ def test_what_was_learned_is_written_as_maps(folder, tmp_path):
         run = pipe.run(progress=False)
         found = dpipe.open_zarr(tmp_path / "work" / "centres.zarr")["centre"]
         np.testing.assert_array_equal(found, run.model.cluster_centers_.reshape(n, 4, 6))
-X    pipe.write(lambda model: 3, model)
+    metadata = tmp_path / "work" / "centres.zarr" / "zarr.json"
+    before = metadata.stat().st_mtime_ns
+    assert written.compute() == metadata.parent
+    assert metadata.stat().st_mtime_ns == before, "the same is not written twice"
+    pipe.write(lambda model: 3, model)
     with pytest.raises(InputError, match="write: <lambda> gives a int"):
         pipe.run(progress=False)
     with pytest.raises(InputError, match="does not lie inside of the workdir"):
