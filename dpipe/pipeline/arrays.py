@@ -238,6 +238,22 @@ def rebound(stages: Sequence[Stage], given: Mapping[str, Any]) -> list[Stage]:
     return made
 
 
+def read_elsewhere(stages: Sequence[Stage], now: Sequence[Stage]) -> list[str]:
+    """Tell of stages that read arrays which no stage has given, where others read what has been stored."""
+    given = {id(output) for stage in stages for output in stage.outputs}
+    names = [
+        stage.name
+        for stage, made in zip(stages, now, strict=True)
+        for old, new in zip(stage.inputs, made.inputs, strict=True)
+        if is_array(old) and old is new and id(old) not in given
+    ]
+    return [
+        f"{name} reads arrays that were made outside of the pipeline's stages: not from a store, but from where they "
+        "come. To read the store, make them by pipe.preprocess(...)."
+        for name in dict.fromkeys(names)
+    ]
+
+
 @dataclass(frozen=True)
 class Need:
     """What a later stage reads whole of a collected dataset."""

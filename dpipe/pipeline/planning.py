@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from dpipe.pipeline.arrays import read_elsewhere
 from dpipe.pipeline.stages import PipelinePlan, Stage, fit_arguments
 from dpipe.pipeline.stores import planned_stores
 from dpipe.train.fit import on_record
@@ -28,9 +29,9 @@ def planned(
     OutputError
         If the disk has no room for what a store needs.
     """
-    recorded: list[str] = []
     fits, n_scorings = [], 0
     given, stores = planned_stores(stages, workdir, memory, client)
+    recorded = read_elsewhere(stages, given) if stores else []
     for stage in given:
         if stage.kind == "train":
             data, options = fit_arguments(stage.settings)

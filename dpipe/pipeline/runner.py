@@ -16,7 +16,7 @@ from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
-from dpipe.pipeline.arrays import is_array, needs_after, rebound
+from dpipe.pipeline.arrays import is_array, needs_after, read_elsewhere, rebound
 from dpipe.pipeline.conservation import check_flows, rows_taken, with_rows
 from dpipe.pipeline.delayed import write_maps
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
@@ -43,9 +43,11 @@ class Runner:
         self.pipe, self.session, self.ledger = pipe, session, ledger
         self.memory, self.client, self.workers = memory, client, workers
         self.given_client = client
-        self.stages, _ = planned_stores(pipe.stages, None, memory, client)
+        self.stages, stores = planned_stores(pipe.stages, None, memory, client)
         """As they are with what has been written so far; before, with what is going to be."""
         self.given: dict[str, Any] = {}
+        for note in read_elsewhere(pipe.stages, self.stages) if stores else ():
+            session.note(note)
         self.models: dict[int, Estimator] = {}
         self.scores: dict[int, dict[str, float]] = {}
         self.rows: dict[int, int] = {}

@@ -47,7 +47,7 @@ class PipelinePlan:
     stores: tuple[tuple[str, str], ...] = ()
     """Each stage that is written to a store, and how."""
     recorded: tuple[str, ...] = ()
-    """What earlier runs have done of it already, and why other things must be done anew."""
+    """What earlier runs have done of it already, why other things must be done anew, and what else is to be known."""
 
     def __str__(self) -> str:
         """Draw it."""

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 
 import dpipe
 from dpipe.errors import InputError, OutputError
@@ -274,3 +275,34 @@ def test_what_was_learned_is_written_as_maps(folder, tmp_path):
         pipe.write(centres, model, z, to="../maps.zarr")
     with pytest.raises(InputError, match="was not given by pipe.train"):
         dpipe.Pipeline("other").write(centres, model, z)
+
+
+def test_a_classifier_of_pixels_is_validated_and_deployed(tmp_path):
+    data = days(0).assign(wet=days(0)["z"] > 0.3)
+    pipe = dpipe.Pipeline("pixels", workdir=tmp_path / "work")
+    cells = ("time", "lat", "lon")
+    fields = pipe.preprocess(pipe.collect(data.chunk(time=7), store=True), with_square)
+    train, test = pipe.split(fields, by=["lat", "lon"], test_size=0.3, block={"lat": 40, "lon": 60}, gap=0)
+    model = pipe.train(LogisticRegression(C=1e4), train, target="wet", sample_dims=cells, missing="any")
+    report = pipe.validate(model, test, scoring="roc_auc", require={"roc_auc": 0.99})
+    pipe.deploy(model, report)
+    run = pipe.run(progress=False)
+    assert run.metrics["roc_auc"] > 0.99
+    assert len(dpipe.open_zarr(tmp_path / "work" / "stores" / "collect.zarr").data_vars) == 2
+
+
+def with_square(fields):
+    return fields.assign(square=fields["z"] ** 2)
+
+
+def test_arrays_that_no_stage_has_made_are_told_of(folder, tmp_path):
+    pipe = dpipe.Pipeline("fields", workdir=tmp_path / "work")
+    z = pipe.collect(str(folder), store=True)["z"]
+    pipe.train(PCA(1), z, sample_dims="time")
+    assert "outside" not in str(pipe.plan())
+    pipe.train(PCA(1), 2 * z, sample_dims="time")
+    assert "train-2 reads arrays that were made outside of the pipeline's stages" in str(pipe.plan())
+    run = pipe.run(progress=False)
+    wanted = PCA(1).fit(2 * dpipe.open_netcdf(folder)["z"].values.reshape(3 * N, -1))
+    np.testing.assert_allclose(run.model.explained_variance_, wanted.explained_variance_, rtol=1e-5)
+    assert "outside of the pipeline" in notes(tmp_path / "work")[1][0]
