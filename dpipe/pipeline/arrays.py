@@ -182,7 +182,7 @@ class Rebinding:
         others = variables_of(new)
         for name, variable in variables_of(old).items():
             other = others.get(name)
-            if isinstance(variable.data, da.Array) and other is not None and other.shape == variable.shape:
+            if _is_lazy(variable) and other is not None and other.shape == variable.shape:
                 self.arrays[variable.data.name] = other.data
 
     def swap(self, value: Any) -> Any:
@@ -196,7 +196,7 @@ class Rebinding:
         found = {
             name: self.arrays[variable.data.name]
             for name, variable in variables_of(value).items()
-            if isinstance(variable.data, da.Array) and variable.data.name in self.arrays
+            if _is_lazy(variable) and variable.data.name in self.arrays
         }
         return _with_arrays(value, found) if found else value
 
@@ -264,22 +264,16 @@ class Need:
 
 def needs_after(stages: Sequence[Stage], i: int) -> list[Need]:
     """Find which dims of a stage's output later stages need whole, those of models first; computes nothing."""
-    output = stages[i].outputs[0]
-    known = frozenset(map(str, output.sizes))
+    known = frozenset(map(str, stages[i].outputs[0].sizes))
     models, functions = list[Need](), list[Need]()
-    binding = Rebinding()
-    binding.replaced(output, _stand_in(output))
-    own = set(binding.arrays)
+    reached = _Reached.of(stages[i].outputs)
     for stage in stages[i + 1 :]:
-        before = binding.stage(stage)
-        if before is stage:
+        if not any(map(reached.has, stage.inputs)):
             continue
-        if stage.settings.get("store") is not None:
-            # what follows it reads its own store
-            binding.arrays = {name: array for name, array in binding.arrays.items() if name in own}
-            binding.values.pop(id(stage.outputs[0]), None)
-        if stage.kind == "preprocess" and stage.again is not None:
-            dims = _dims_needed(stage, before.inputs[0], known)
+        if stage.settings.get("store") is None:  # else what follows it reads its own store
+            reached = reached.and_those(stage.outputs)
+        if stage.kind == "preprocess":
+            dims = _dims_needed(stage, known)
             if dims:
                 functions.append(Need(dims, f"{stage.name} ({stage.says}) needs {_listed(dims)} whole"))
         samples = stage.settings.get("samples")
@@ -292,19 +286,38 @@ def needs_after(stages: Sequence[Stage], i: int) -> list[Need]:
     return models + functions
 
 
+@dataclass(frozen=True)
+class _Reached:
+    """Arrays that follow from the output of a stage: by their `id`, and by the names of what they are made of."""
+
+    values: frozenset[int]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, outputs: Sequence[Any]) -> "_Reached":
+        arrays = [value for value in outputs if is_array(value)]
+        names = (v.data.name for value in arrays for v in variables_of(value).values() if _is_lazy(v))
+        return cls(frozenset(map(id, arrays)), frozenset(names))
+
+    def has(self, value: Any) -> bool:
+        """Tell whether a value is one of them, or a selection of whole variables of one."""
+        if not is_array(value):
+            return False
+        variables = variables_of(value).values()
+        return id(value) in self.values or any(_is_lazy(v) and v.data.name in self.names for v in variables)
+
+    def and_those(self, outputs: Sequence[Any]) -> "_Reached":
+        """Add what was made of them."""
+        more = _Reached.of(outputs)
+        return _Reached(self.values | more.values, self.names | more.names)
+
+
+def _is_lazy(variable: xr.Variable) -> bool:
+    return isinstance(variable.data, da.Array)
+
+
 def _listed(dims: frozenset[str]) -> str:
     return " and ".join(sorted(dims))
-
-
-def _stand_in(value: Any, cut: str | None = None) -> Any:
-    """Give an equal object of no values: whole along all dims, but for one that is cut."""
-    sizes = {
-        name: tuple(
-            -(-n // 3) if dim == cut else n for dim, n in zip(variable.dims, variable.shape, strict=True)
-        )
-        for name, variable in variables_of(value).items()
-    }
-    return with_chunks(value, sizes)
 
 
 def with_chunks(value: Any, sizes: Mapping[str, tuple[int, ...]]) -> Any:
@@ -312,7 +325,7 @@ def with_chunks(value: Any, sizes: Mapping[str, tuple[int, ...]]) -> Any:
     found = {
         name: da.zeros(variable.shape, dtype=variable.dtype, chunks=tuple(max(n, 1) for n in sizes[name]))
         for name, variable in variables_of(value).items()
-        if isinstance(variable.data, da.Array) and name in sizes
+        if _is_lazy(variable) and name in sizes
     }
     return _with_arrays(value, found)
 
@@ -328,21 +341,36 @@ def _with_arrays(value: Any, arrays: Mapping[str, da.Array]) -> Any:
     return made
 
 
-def _dims_needed(stage: Stage, given: Any, known: frozenset[str]) -> frozenset[str]:
+def _dims_needed(stage: Stage, known: frozenset[str]) -> frozenset[str]:
     """Find the dims that a function joins, or refuses, when they come in several blocks."""
     assert stage.again is not None
+    (given,), (made,) = stage.inputs, stage.outputs
     found = set()
     for dim in known & set(map(str, given.sizes)):
-        if given.sizes[dim] < 2:
-            continue
         try:
-            (made,) = stage.again(_stand_in(given, cut=dim))
+            result = made if _n_blocks(given, dim) > 1 else stage.again(_cut(given, dim))[0]
         except InputError:
             found.add(dim)  # in one block it has worked
             continue
-        arrays = [v for v in variables_of(made).values() if isinstance(v.data, da.Array) and dim in v.dims]
-        axes = [(v, v.dims.index(dim)) for v in arrays]
-        sizes = [v.data.numblocks[axis] for v, axis in axes if v.shape[axis] > 1]
-        if sizes and max(sizes) == 1:
+        if given.sizes[dim] > 1 and _n_blocks(result, dim) == 1:
             found.add(dim)
     return frozenset(found)
+
+
+def _n_blocks(value: Any, dim: str) -> int:
+    """Count the blocks along a dim; 0 where nothing lazy has it."""
+    arrays = [v for v in variables_of(value).values() if _is_lazy(v) and dim in v.dims]
+    return max((v.data.numblocks[v.dims.index(dim)] for v in arrays), default=0)
+
+
+def _cut(value: Any, dim: str) -> Any:
+    """Give an equal object of no values, in the same blocks but for one dim, which is cut in three."""
+    sizes = {
+        name: tuple(
+            -(-n // 3) if str(each) == dim else max(chunks)
+            for each, n, chunks in zip(v.dims, v.shape, v.data.chunks, strict=True)
+        )
+        for name, v in variables_of(value).items()
+        if _is_lazy(v)
+    }
+    return with_chunks(value, sizes)
