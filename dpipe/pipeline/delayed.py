@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dask.delayed import Delayed, delayed
 from distributed import Client
 
 from dpipe.deploy.bundle import write_bundle
@@ -12,6 +13,7 @@ from dpipe.families.registry import Estimator
 from dpipe.outputs.manifest import finished
 from dpipe.outputs.rechunk import rechunk
 from dpipe.pipeline.arrays import is_array
+from dpipe.pipeline.stages import Stage
 from dpipe.validate.score import score
 
 
@@ -31,7 +33,17 @@ def score_delayed(model: Estimator, X: Held, y: Held, scoring: list[str]) -> dic
     return found if isinstance(found, dict) else {scoring[0]: found}
 
 
-def maps_delayed(function: Callable[..., Any], folder: str, *given: Any) -> Path:
+def maps_stage(function: Callable[..., Any], given: tuple[Any, ...], folder: Path) -> Stage:
+    """Write what a function makes of models and arrays; give the stage, whose name is not known yet."""
+    says = f"{getattr(function, '__name__', repr(function))} to {folder}"
+    held = [value if isinstance(value, Delayed) else Held(value) for value in given]
+    written = delayed(_maps_delayed, pure=False)(function, str(folder), *held)
+    return Stage(
+        "deploy", "", says, given, (written,), {"function": function, "given": given, "folder": folder}
+    )
+
+
+def _maps_delayed(function: Callable[..., Any], folder: str, *given: Any) -> Path:
     """Write what a function makes of fitted models and of arrays that were carried."""
     values = [each.value if isinstance(each, Held) else each for each in given]
     return write_maps(function, values, Path(folder), None, None)

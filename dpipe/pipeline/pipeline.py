@@ -31,7 +31,7 @@ from dpipe.pipeline.collecting import (
     count_refused,
 )
 from dpipe.pipeline.conservation import mapped
-from dpipe.pipeline.delayed import Held, bundle_delayed, maps_delayed, score_delayed
+from dpipe.pipeline.delayed import Held, bundle_delayed, maps_stage, score_delayed
 from dpipe.pipeline.planning import planned
 from dpipe.pipeline.runner import Runner
 from dpipe.pipeline.stages import (
@@ -457,13 +457,7 @@ class Pipeline:
         for model in given:
             if isinstance(model, Delayed):
                 self._stage_of(model, "train")
-        folder = self._inside(to)
-        says = f"{getattr(function, '__name__', repr(function))} to {folder}"
-        held = [value if isinstance(value, Delayed) else Held(value) for value in given]
-        written = delayed(maps_delayed, pure=False)(function, str(folder), *held)
-        settings = {"function": function, "given": given, "folder": folder}
-        self._add("deploy", says, given, (written,), settings)
-        return written
+        return self._add_arrays(maps_stage(function, given, self._inside(to)))[0]
 
     def plan(
         self, *, memory: int | str | None = None, client: Client | None = None, workers: int | None = None
