@@ -70,8 +70,8 @@ def open_netcdf(
     -----
     Of variables without the dimension that files follow each other along, the first file's values are taken.
 
-    Headers are read eight at a time, but inside of HDF5 one at a time. A thousand small files on a local disk take about
-    a second as NetCDF-3, and several as NetCDF-4. Collect them to a store once, where they are opened often.
+    Headers are read eight at a time, but inside of HDF5 one at a time. A thousand small files on a local disk take a
+    second or so as NetCDF-3, and several as NetCDF-4. Collect them to a store once, where they are opened often.
 
     Examples
     --------

@@ -54,7 +54,7 @@ def read(path):
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("consolidated", [True, False])
-@pytest.mark.parametrize("chunks", [(4, 2, 6), (10, 4, 6), (3, 4, 3)])
+@pytest.mark.parametrize("chunks", [(4, 2, 6), (10, 4, 3)])
 def test_what_xarray_wrote_becomes_longer(tmp_path, version, consolidated, chunks):
     store = write(field(), tmp_path / "a.zarr", version=version, consolidated=consolidated, chunks=chunks)
     before = dpipe.open_zarr(store)
@@ -79,7 +79,7 @@ def test_packed_values_stay_packed(tmp_path):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("after", [0, 5, 8, 11])
+@pytest.mark.parametrize("after", [0, 6, 11])
 def test_a_reader_sees_the_old_length_or_the_new_one(tmp_path, monkeypatch, version, after):
     store = write(field(), tmp_path / "a.zarr", version=version)
     aside = shutil.copytree(store, tmp_path / "aside.zarr")
