@@ -4,6 +4,7 @@ from dpipe import fields
 from dpipe.collect.contract import Contract
 from dpipe.collect.csv import read_csv
 from dpipe.collect.drift import drift
+from dpipe.collect.grib import open_grib
 from dpipe.collect.join import merge
 from dpipe.collect.leaks import check_leaks
 from dpipe.collect.netcdf import open_netcdf
@@ -49,6 +50,7 @@ __all__ = [
     "inverse_transform",
     "load",
     "merge",
+    "open_grib",
     "open_netcdf",
     "open_zarr",
     "patterns",

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 import xarray as xr
 
-from dpipe.blocks.netcdf3 import Stored3, read_header
+from dpipe.blocks.netcdf3 import read_header
 from dpipe.collect.files import Stamp, check_unchanged, is_remote, retried, scrubbed, stamp_of
 from dpipe.errors import InputError, SourceError
 
@@ -121,7 +121,7 @@ class Header:
     path: str
     stamp: Stamp
     kind: str
-    """"netcdf3" or "hdf5"."""
+    """"netcdf3", "hdf5" or "grib"."""
     variables: dict[str, Stored]
     attrs: dict[str, Any]
     held: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
@@ -240,6 +240,10 @@ def _opened(path: str, kind: str, options: Mapping[str, Any]) -> Iterator[Any]:
     if kind == "netcdf3":
         yield _reader3(path, options)
         return
+    if kind == "grib":
+        with open(path, "rb") as messages:
+            yield messages
+        return
     try:
         import h5py
     except ImportError as err:
@@ -334,8 +338,8 @@ def _dims4(file: Any, name: str, dataset: Any, made_up: dict[tuple[int, int], st
 
 
 def _values(opened: Any, variable: Stored, where: Sequence[slice]) -> np.ndarray:
-    if isinstance(variable.at, Stored3):
-        return variable.at.values(opened, where)
+    if not isinstance(variable.at, str):  # it reads its values itself
+        return np.asarray(variable.at.values(opened, where))
     dataset = opened[variable.at]
     if variable.dtype.kind == "O":
         dataset = dataset.asstr()

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -166,7 +166,7 @@ class ZarrReader:
 
     variable: Stored
     about: str
-    """A fingerprint of its metadata."""
+    """A fingerprint of its metadata, but for how long it is."""
     dtype: np.dtype[Any]
     storage_options: Mapping[str, Any] = field(compare=False, repr=False)
 
@@ -207,9 +207,11 @@ def _lazy(
         tuple(min(size, n - start) for start in range(0, n, size)) or (0,)
         for n, size in zip(variable.shape, sizes, strict=True)
     )
-    about = tokenize(place, array.metadata.to_dict())
-    key = f"open-zarr-{variable.name}-{tokenize(about, chunks)}"
-    reader = ZarrReader(variable, about, dtype, dict(options))
+    # a part stays what it is when its store becomes longer
+    said = {name: value for name, value in array.metadata.to_dict().items() if name != "shape"}
+    about = tokenize(place, said)
+    key = f"open-zarr-{variable.name}-{tokenize(about, variable.shape, chunks)}"
+    reader = ZarrReader(replace(variable, shape=()), about, dtype, dict(options))
     files = _ChunkFiles.of(place, array, stored)
     graph = {}
     for index in product(*(range(len(each)) for each in chunks)):

@@ -71,14 +71,18 @@ class Bundle:
         read = input_names(self.model)
         return read if read is not None or self.schema is None else tuple(self.schema.names)
 
-    def predict(self, X: Any, *, method: str | None = None) -> Any:
+    def predict(
+        self, X: Any, *, method: str | None = None, sample_dims: Any = None, missing: str = "all"
+    ) -> Any:
         """Predict, as `dpipe.predict` does, after a check of the columns.
 
         Parameters
         ----------
-        X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray or CSR matrix
+        X : dask DataFrame or Array, pandas.DataFrame, numpy.ndarray, CSR matrix or xarray object
         method : str, optional
             Default: what the bundle was written for.
+        sample_dims, missing
+            For xarray objects: as for `dpipe.predict`.
 
         Raises
         ------
@@ -90,7 +94,10 @@ class Bundle:
         if columns is not None and hasattr(X, "columns"):
             check_present(columns, list(X.columns))
             X = X[list(columns)]
-        return transform(self.model, X) if method == "transform" else predict(self.model, X, method=method)
+        about = {"sample_dims": sample_dims, "missing": missing}
+        if method == "transform":
+            return transform(self.model, X, **about)
+        return predict(self.model, X, method=method, **about)
 
     def __repr__(self) -> str:
         """Say what it is, in a line for each thing."""
@@ -124,7 +131,7 @@ def write_bundle(
     target: str | None = None,
     metrics: Mapping[str, float] | None = None,
     name: str = "model",
-    method: str = "predict",
+    method: str | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a fitted model as a bundle that appears whole or not at all.
@@ -140,8 +147,8 @@ def write_bundle(
     target : str, optional
     metrics : mapping of str to float, optional
     name : str
-    method : str, default "predict"
-        What the model is deployed for.
+    method : str, optional
+        What the model is deployed for; default "predict", or "transform" of what cannot predict.
     versions : mapping of str to str, optional
         Of further packages that the model needs.
 
@@ -163,6 +170,8 @@ def write_bundle(
     bundle. The old one then lies beside it, as ``.<name>.<some digits>.old``, and is deleted after.
     """
     folder = Path(folder)
+    if method is None:
+        method = "transform" if hasattr(model, "transform") and not hasattr(model, "predict") else "predict"
     check_applicable(model, method)
     files = {MODEL: dump_model(model), SCHEMA: _schema_text(schema).encode()}
     classes = getattr(model, "classes_", None)

@@ -14,6 +14,8 @@ from distributed import Client
 
 from dpipe.blocks.copies import plan_copy
 from dpipe.cluster.local import find_place
+from dpipe.collect.array_join import not_monotonic
+from dpipe.collect.files import is_remote
 from dpipe.collect.zarr_store import open_zarr
 from dpipe.errors import InputError, OutputError
 from dpipe.ledger.book import Ledger
@@ -22,6 +24,7 @@ from dpipe.outputs.manifest import MANIFEST, UNFINISHED, FileEntry, finished
 from dpipe.outputs.rechunk import DRAFT, SourceArray, copied, fingerprint_of
 from dpipe.outputs.rechunk_plan import check_room, lazy_names, opened, planned
 from dpipe.outputs.zarr import block_fingerprints
+from dpipe.outputs.zarr_metadata import StoreMetadata
 from dpipe.sizes import parse_bytes
 
 #: The list of what is to be moved into the store; with it, appending cannot fail any more but be finished.
@@ -36,17 +39,17 @@ def append_zarr(
     memory: int | str | None = None,
     client: Client | None = None,
 ) -> Path:
-    """Append a dataset to a store that `dpipe.rechunk` has written, along one dimension.
+    """Append a dataset to a Zarr store along one dimension: one that `dpipe.rechunk` has written, or xarray.
 
     Readers see the store as it was until all of it is there, and then the longer one. A call that was stopped goes on
-    where it was; the same data is appended once.
+    where it was.
 
     Parameters
     ----------
     source : xarray.Dataset, xarray.DataArray, or path of a Zarr store
         With the variables, dimensions and other coordinates of the store.
     path : path
-        The store.
+        The store: a folder of format 2 or 3, its arrays in chunks of any size, but not in shards.
     dim : str, default "time"
         The dimension that grows; its coordinate must go on after the last value of the store.
     memory, client
@@ -60,10 +63,19 @@ def append_zarr(
     Raises
     ------
     OutputError
-        If there is no finished store of `dpipe.rechunk`.
+        If there is no finished store.
     InputError
         If the source does not fit: other variables, units, calendars or coordinates, times that are there already, or
         values that overflow the type that the store packs them in.
+
+    Notes
+    -----
+    New chunks are made aside, and then moved into the store: the last ones that were not full, with what they held, in
+    place of the old ones; what tells how long the arrays are comes at the end. With consolidated metadata, as xarray
+    writes it, that is one file. Without it readers may, for a moment, find arrays of two lengths.
+
+    Blocks that `dpipe.open_zarr` gives keep their fingerprints, but for those of chunks that were not full: a fit
+    that can be merged reads only these and the new ones, in the same workdir.
 
     Examples
     --------
@@ -76,41 +88,44 @@ def append_zarr(
     >>> dpipe.open_zarr(folder)["t"].values
     array([0, 0, 0, 3, 3, 3])
     """
+    if is_remote(os.fspath(path)):
+        raise OutputError(f"{path} is not on this machine: a store is appended to in a folder. Give a path.")
     folder = Path(path).absolute()  # workers may run elsewhere
-    _recover(folder)
-    manifest = finished(folder) if folder.is_dir() else None
-    if manifest is None or not (folder / "zarr.json").exists():
-        raise OutputError(
-            f"{folder} holds no finished store of dpipe.rechunk. Write it first, or let a call that was stopped "
-            "finish."
-        )
+    done = finish_append(folder)
+    metadata = StoreMetadata.of(folder)
+    manifest = finished(folder)
+    aside = _beside(folder) if manifest is None else folder / UNFINISHED
     new, old = opened(source), open_zarr(folder)
     _check_fits(new, old, dim, folder)
     place = find_place(client, None if memory is None else parse_bytes(memory), 2, None)
     arrays = [
-        _Longer.of(str(name), new, old, dim, folder) for name, v in old.variables.items() if dim in v.dims
+        _Longer.of(str(name), new, old, dim, metadata) for name, v in old.variables.items() if dim in v.dims
     ]
     lazy = {each.name: each for each in arrays if each.data.dtype.kind != "O"}
     variables = {name: xr.Variable(each.dims, each.data) for name, each in lazy.items()}
     targets = {name: each.chunks for name, each in lazy.items()}
-    plan = planned(variables, targets, place, str(folder / UNFINISHED / "between"))
+    plan = planned(variables, targets, place, str(aside / "between"))
     check_room(plan)
     sources = [new.variables[name].data for name in lazy_names(new)]
     blocks = [found for data in sources for found in block_fingerprints(data)]
     key = joined("append", dim, fingerprint_of(new), *blocks)
-    with Ledger(folder / UNFINISHED) as ledger:
-        made = [each.taken_apart(plan.arrays.get(each.name)) for each in arrays]
-        if manifest["blocks"][-1:] != [key]:
-            _check_order(new, old, dim, folder)
-            files, moves = dict(manifest["files"]), list[tuple[str, str]]()
-            draft, place = folder / UNFINISHED / DRAFT, replace(place, threads=plan.threads)
-            for each, array in zip(arrays, made, strict=True):
-                each.make_draft(draft)
-                moves += each.moves(copied(array, draft, ledger, place, Path(plan.between)), files)
-            grown = {**manifest, "files": files, "blocks": [*manifest["blocks"], key]}
-            _journal(folder, moves, arrays, grown)
-    _recover(folder)
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if key in (done, *(manifest or {"blocks": []})["blocks"][-1:]):
+        return Path(path)
+    _check_order(new, old, dim, folder)
+    with Ledger(aside) as ledger:
+        files, moves = dict((manifest or {"files": {}})["files"]), list[tuple[str, str]]()
+        draft, place = aside / DRAFT, replace(place, threads=plan.threads)
+        for each in arrays:
+            metadata.make_array(draft, each.name, each.metadata, each.data.shape)
+            array = each.taken_apart(plan.arrays.get(each.name))
+            entries = {entry.name: entry for entry in copied(array, draft, ledger, place, Path(plan.between))}
+            for name, there in metadata.moved_chunks(draft, each.name, each.axis, each.first):
+                files[there] = FileEntry(there, entries[name].sha256, entries[name].nbytes).told()
+                moves.append((f"{DRAFT}/{name}", there))
+        said = None if manifest is None else {**manifest, "blocks": [*manifest["blocks"], key]}
+        texts = metadata.longer({each.name: each.longer for each in arrays})
+        _journal(aside, moves, texts, said and {**said, "files": files}, key)
+    finish_append(folder)
     return Path(path)
 
 
@@ -171,8 +186,12 @@ def _check_order(new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> No
     if dim not in old.variables or not old.sizes[dim] or not new.sizes[dim]:
         return
     before, after = old.variables[dim].values, new.variables[dim].values
-    falls = len(before) > 1 and before[1] < before[0]
-    if (after[0] < before[-1]) if falls else (after[0] > before[-1]):
+    wrong = not_monotonic(after)
+    if wrong:
+        raise InputError(f"The coordinate {dim!r} of the source {wrong}. Sort it: .sortby({dim!r}).")
+    falls = (before[-2] > before[-1]) if len(before) > 1 else (len(after) > 1 and after[0] > after[1])
+    rises_on = len(after) < 2 or (after[0] > after[1]) == falls
+    if rises_on and ((after[0] < before[-1]) if falls else (after[0] > before[-1])):
         return
     raise InputError(
         f"The source begins at {after[0]} along {dim!r}, and {folder} ends at {before[-1]}. Leave out what is there "
@@ -196,13 +215,9 @@ class _Longer:
     metadata: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str, new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> "_Longer":
-        metadata = json.loads((folder / name / "zarr.json").read_bytes())
-        chunks = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        if any(codec["name"] == "sharding_indexed" for codec in metadata["codecs"]):
-            raise InputError(
-                f"{folder}: {name!r} is stored in shards, which cannot be appended to. Rewrite the store."
-            )
+    def of(cls, name: str, new: xr.Dataset, old: xr.Dataset, dim: str, metadata: StoreMetadata) -> "_Longer":
+        said, folder = metadata.array(name), metadata.folder
+        chunks = metadata.chunks(said)
         variable, other = old.variables[name], new.variables[name]
         axis = variable.dims.index(dim)
         n = variable.shape[axis]
@@ -220,7 +235,7 @@ class _Longer:
         )
         length = n + other.shape[axis]
         return cls(
-            name, tuple(map(str, variable.dims)), whole, chunks, axis, begin // chunks[axis], length, metadata
+            name, tuple(map(str, variable.dims)), whole, chunks, axis, begin // chunks[axis], length, said
         )
 
     def taken_apart(self, plan: Any) -> SourceArray:
@@ -229,25 +244,6 @@ class _Longer:
             plan = plan_copy(tuple((0, n) for n in self.data.shape), self.data.shape, 8, 1 << 62)
             return SourceArray.of(self.name, self.data.rechunk(-1), replace(plan, target=self.chunks))
         return SourceArray.of(self.name, self.data, plan)
-
-    def make_draft(self, draft: Path) -> None:
-        """Make an array for what comes after, encoded as the store's."""
-        (draft / self.name).mkdir(parents=True, exist_ok=True)
-        shape = list(self.data.shape)
-        said = json.dumps({**self.metadata, "shape": shape})
-        (draft / self.name / "zarr.json").write_text(said, encoding="utf-8")
-
-    def moves(self, entries: list[FileEntry], files: dict[str, Any]) -> list[tuple[str, str]]:
-        """Tell where its chunks go, and enter them among the files of the store."""
-        found = []
-        for entry in entries:
-            parts = entry.name.removeprefix(f"{self.name}/").split("/")
-            at = len(parts) - len(self.dims) + self.axis
-            parts[at] = str(int(parts[at]) + self.first)
-            name = f"{self.name}/{'/'.join(parts)}"
-            files[name] = FileEntry(name, entry.sha256, entry.nbytes).told()
-            found.append((f"{UNFINISHED}/{DRAFT}/{entry.name}", name))
-        return found
 
     @property
     def longer(self) -> dict[str, Any]:
@@ -261,27 +257,30 @@ def _lazy(values: Any) -> da.Array:
     return values if isinstance(values, da.Array) else da.from_array(np.asarray(values), chunks=-1)
 
 
+def _beside(folder: Path) -> Path:
+    """Name the folder for what is not finished of a store that is another's: inside, readers might find it."""
+    return folder.with_name(f".{folder.name}{UNFINISHED}")
+
+
 def _journal(
-    folder: Path, moves: list[tuple[str, str]], arrays: list[_Longer], manifest: dict[str, Any]
+    aside: Path,
+    moves: list[tuple[str, str]],
+    texts: dict[str, str],
+    manifest: dict[str, Any] | None,
+    key: str,
 ) -> None:
     """Write down all that is to be moved into the store: chunks, then what makes them part of it, the manifest last."""
-    root = json.loads((folder / "zarr.json").read_bytes())
-    known = (root.get("consolidated_metadata") or {}).get("metadata", {})
-    texts = {}
-    for each in arrays:
-        texts[f"{each.name}/zarr.json"] = json.dumps(each.longer)
-        if each.name in known:
-            known[each.name]["shape"] = each.longer["shape"]
-    texts["zarr.json"] = json.dumps(root)
     for number, (name, text) in enumerate(texts.items()):
-        made = folder / UNFINISHED / f"metadata-{number}.json"
+        made = aside / f"metadata-{number}.json"
         _write(made, text)
-        found = FileEntry.of(made)
-        manifest["files"][name] = FileEntry(name, found.sha256, found.nbytes).told()
-        moves.append((f"{UNFINISHED}/{made.name}", name))
-    _write(folder / UNFINISHED / "manifest.json", json.dumps(manifest, indent=1))
-    moves.append((f"{UNFINISHED}/manifest.json", MANIFEST))
-    _write(folder / UNFINISHED / _JOURNAL, json.dumps(moves))
+        moves.append((made.name, name))
+        if manifest is not None:
+            found = FileEntry.of(made)
+            manifest["files"][name] = FileEntry(name, found.sha256, found.nbytes).told()
+    if manifest is not None:
+        _write(aside / "manifest.json", json.dumps(manifest, indent=1))
+        moves.append(("manifest.json", MANIFEST))
+    _write(aside / _JOURNAL, json.dumps({"moves": moves, "key": key}))
 
 
 def _write(path: Path, text: str) -> None:
@@ -293,13 +292,19 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _recover(folder: Path) -> None:
-    """Finish what a journal says, if there is one; what has been moved already is passed over."""
-    journal = folder / UNFINISHED / _JOURNAL
-    if not journal.exists():
-        return
-    for source, name in json.loads(journal.read_bytes()):
-        if (folder / source).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / source).replace(folder / name)
-    shutil.rmtree(folder / UNFINISHED)
+def finish_append(folder: Path) -> str | None:
+    """Finish what a call that was stopped at its very end has left to be moved; give the fingerprint of its data."""
+    for aside in (folder / UNFINISHED, _beside(folder)):
+        journal = aside / _JOURNAL
+        if not journal.exists():
+            continue
+        said = json.loads(journal.read_bytes())
+        for source, name in said["moves"]:
+            if (aside / source).exists():  # what has been moved already is passed over
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / source).replace(folder / name)
+        for path in [path for path in aside.iterdir() if path != journal]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(aside)  # the journal goes last: until then it tells what has been done
+        return str(said["key"])
+    return None

@@ -180,15 +180,20 @@ def _whole_dims(dataset: xr.Dataset, access: str | Sequence[str], known: Sequenc
             f"access={access!r} is unknown. Use 'time series', 'maps', or the dimensions that are read whole, as a "
             "list."
         )
-    times = {
-        dim for dim in known if dim == "time" or (dim in dataset.indexes and _is_time(dataset.indexes[dim]))
-    }
+    times = time_dims(dataset)
     if not times:
         raise InputError(
             f"access={access!r} needs a dimension of time, and none of {', '.join(map(repr, known))} is one. Name the "
             "dimensions that are read whole: access=[...]."
         )
     return times if access == "time series" else set(known) - times
+
+
+def time_dims(dataset: xr.Dataset) -> set[str]:
+    """Name the dimensions that are of times, by their name or by their values."""
+    indexes = dataset.indexes
+    known = map(str, dataset.sizes)
+    return {dim for dim in known if dim == "time" or (dim in indexes and _is_time(indexes[dim]))}
 
 
 def _is_time(index: Any) -> bool:

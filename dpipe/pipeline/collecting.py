@@ -30,6 +30,7 @@ from dpipe.collect.parquet import read_parquet
 from dpipe.collect.quarantine import Quarantine, quarantined
 from dpipe.errors import ConservationError, InputError
 from dpipe.monitor.session import Session
+from dpipe.pipeline.arrays import open_arrays
 from dpipe.pipeline.stages import Stage
 from dpipe.sizes import counted
 
@@ -71,6 +72,23 @@ class Contracted:
             "on_corrupt": self.on_corrupt,
             "listing": self.listing,
         }
+
+
+def collected_arrays(
+    source: Any,
+    names: Sequence[str] | None,
+    block_nbytes: int | str | None,
+    storage_options: dict[str, Any] | None,
+    asked: Mapping[str, bool],
+) -> tuple[Any, str]:
+    """Open labelled arrays; refuse what is asked of them that only frames have."""
+    wrong = [name for name, is_asked in asked.items() if is_asked]
+    if wrong:
+        raise InputError(
+            f"{', '.join(f'{name}=' for name in wrong)} is for frames, and the source is of labelled arrays: what "
+            "opens them checks coordinates, units and types by itself. Leave it out."
+        )
+    return open_arrays(source, names, block_nbytes, storage_options)
 
 
 def collected(source: Any, columns: Sequence[str] | None, asked: Contracted) -> tuple[Any, str]:

@@ -1,7 +1,7 @@
 """Rows in and rows out of every stage of a pipeline, and the proof that none was lost or is there twice."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from dpipe.blocks.flows import Flow, tell
 from dpipe.blocks.table import n_rows
-from dpipe.errors import ConservationError
+from dpipe.errors import ConservationError, InputError
 from dpipe.monitor.record import StageRecord
 from dpipe.pipeline.stages import Stage
 
@@ -28,6 +28,31 @@ def counted(name: str, collection: Any) -> Any:
     if isinstance(collection, da.Array) and all(n == 1 for n in collection.numblocks[1:]):
         return da.map_blocks(_count, collection, name, dtype=collection.dtype, meta=collection._meta)
     return collection
+
+
+def mapped(frame: Any, function: Callable[..., Any], options: Mapping[str, Any], stage: str) -> Any:
+    """Apply a function to each block of a frame or an array, and count the rows that go in and come out.
+
+    Raises
+    ------
+    InputError
+        If it fails on a block without rows.
+    """
+    given = counted(f"{stage}: in", frame)
+    try:
+        if isinstance(frame, dd.DataFrame):
+            # the meta is made here: Dask would try made-up values, which a filter may not like
+            meta = function(frame._meta.copy(), **options)
+            made = given.map_partitions(function, **options, meta=meta, enforce_metadata=False)
+        else:
+            made = da.map_blocks(function, given, **options)
+    except Exception as err:
+        name = getattr(function, "__name__", repr(function))
+        raise InputError(
+            f"preprocess: {name} fails on a block without rows: {type(err).__name__}: {err}. Its columns are found "
+            "that way before anything is read; let it accept an empty block."
+        ) from err
+    return counted(f"{stage}: out", made)
 
 
 def _count(block: Any, name: str) -> Any:

@@ -4,10 +4,10 @@ import html
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import dask.dataframe as dd
 from dask.delayed import Delayed, delayed
 from distributed import Client
@@ -16,21 +16,38 @@ from dpipe.collect.join import merge
 from dpipe.collect.regroup import shuffle
 from dpipe.collect.source import open_source
 from dpipe.collect.split import split as split_rows
-from dpipe.deploy.bundle import write_bundle
 from dpipe.errors import InputError
 from dpipe.families.epochs import Epochs
 from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.diagram import diagram
 from dpipe.monitor.session import Session, make_workdir
-from dpipe.pipeline.collecting import Contracted, begin_collect, collected, count_refused
-from dpipe.pipeline.conservation import counted
+from dpipe.pipeline.arrays import array_function, array_split, is_array, names_arrays
+from dpipe.pipeline.collecting import (
+    Contracted,
+    begin_collect,
+    collected,
+    collected_arrays,
+    count_refused,
+)
+from dpipe.pipeline.conservation import mapped
+from dpipe.pipeline.delayed import Held, bundle_delayed, maps_stage, score_delayed
+from dpipe.pipeline.planning import planned
 from dpipe.pipeline.runner import Runner
-from dpipe.pipeline.stages import PipelinePlan, PipelineRun, Stage, bundle_input, columns_of, fit_arguments
+from dpipe.pipeline.stages import (
+    PipelinePlan,
+    PipelineRun,
+    Stage,
+    bundle_input,
+    columns_of,
+    edges,
+    fit_arguments,
+)
+from dpipe.pipeline.stores import ArrayStore
 from dpipe.sizes import parse_bytes
-from dpipe.train.fit import delayed_fit, on_record
+from dpipe.train.fit import delayed_fit
 from dpipe.train.prepare import prepare
-from dpipe.validate.score import check_scoring, score
+from dpipe.validate.score import check_scoring
 
 
 class Pipeline:
@@ -82,20 +99,32 @@ class Pipeline:
         block_nbytes: int | str | None = None,
         storage_options: dict[str, Any] | None = None,
         on_corrupt: str = "raise",
+        store: bool | str | os.PathLike[str] = False,
+        chunks: Mapping[str, int] | None = None,
+        access: str | Sequence[str] | None = None,
+        chunk_nbytes: int | str | None = None,
     ) -> Any:
         """Bring data in.
 
         Parameters
         ----------
-        source : dask DataFrame or Array, or what `read_parquet` takes
-            Paths that end in ``.csv`` are read by `read_csv`.
+        source : dask DataFrame or Array, xarray Dataset or DataArray, or what `read_parquet` takes
+            Paths that end in ``.csv`` are read by `read_csv`, NetCDF and HDF5 files by `open_netcdf`, a Zarr store by
+            `open_zarr`.
         columns, block_nbytes, storage_options, on_corrupt
-            As in `read_parquet`. Columns are chosen after the contract was checked.
+            As in `read_parquet`. Columns are chosen after the contract was checked; of arrays they are variables.
         schema : pyarrow.Schema, Contract, pandera DataFrameSchema or "infer", optional
             The contract of the source, held against each block by the task that reads it. A PyArrow schema gives
             the types to read, as in `read_parquet`, and ``nullable=False`` is kept. "infer" takes names, types and
             nullability from the metadata; the first run freezes them in ``workdir/contracts``, and later ones
             must keep them: delete that file to infer anew.
+        store : bool or path, default False
+            Of arrays: the run writes them to one Zarr store, ``workdir/stores/collect.zarr`` or another folder, which
+            later stages read in their place: those that were given the result, or variables of it as they are. A run
+            that was stopped goes on; a source that is longer along time is appended, any other change is written anew.
+        chunks, access, chunk_nbytes
+            Of the store, as for `dpipe.rechunk`. Default: chunks with those dimensions whole that models take as
+            features, or that functions of `preprocess` need in one block, as `plan` tells.
         on_violation : {"raise", "quarantine", "coerce"}, default "raise"
             Raise an error that names the block, the column, the rule and examples; set the rows that break the
             contract apart, under ``workdir/quarantine`` (see `dpipe.quarantined`); or cast where no value changes,
@@ -103,18 +132,30 @@ class Pipeline:
 
         Returns
         -------
-        dask.dataframe.DataFrame or dask.array.Array
+        dask.dataframe.DataFrame, dask.array.Array, xarray.Dataset or xarray.DataArray
             Lazy.
 
         Raises
         ------
         SourceError, InputError
-            As `read_parquet` does.
+            As `read_parquet`, `open_netcdf` and `open_zarr` do.
         ContractError
             If metadata shows that the source breaks its contract.
         """
+        name = self._next_name("collect")
+        written = ArrayStore.of(name, self.workdir, store, chunks, access, chunk_nbytes)
+        if names_arrays(source):
+            asked = {"schema": schema is not None, "on_corrupt": on_corrupt != "raise"}
+            arrays, says = collected_arrays(source, columns, block_nbytes, storage_options, asked)
+            self._add("collect", says, (), (arrays,), {"store": written})
+            return arrays
+        if written is not None:
+            raise InputError(
+                "store: only labelled arrays are written to a store. Give an xarray object, NetCDF or HDF5 files, or a "
+                "Zarr store; Parquet and CSV files are read as they are."
+            )
         contracted = Contracted(
-            self._next_name("collect"),
+            name,
             self.workdir,
             schema,
             on_violation,
@@ -138,13 +179,25 @@ class Pipeline:
         time: str | None = None,
         test_from: Any = None,
         gap: Any = None,
+        block: Any = None,
         random_state: int = 0,
     ) -> tuple[Any, Any]:
         """Split rows into train and test by a hash of a key, or by time; see `dpipe.split`.
 
         Rows with the same values in the columns `by` fall on the same side, whatever the blocks, and
-        also when data is appended.
+        also when data is appended. Labelled arrays are split by blocks of the dims `by`, or by `time`, default
+        "time": see `dpipe.fields.split`.
         """
+        if is_array(frame):
+            if stratify is not None:
+                raise InputError(
+                    f"stratify={stratify!r} is for frames: arrays are split by blocks of their dims."
+                )
+            options = {"test_size": test_size, "test_from": test_from, "block": block, "gap": gap}
+            way = {**options, "random_state": random_state}
+            return self._add_arrays(array_split(frame, time or by or "time", way))
+        if block is not None:
+            raise InputError(f"block={block!r} is for xarray objects, but frame is a {type(frame).__name__}.")
         ways = {"stratify": stratify, "time": time, "test_from": test_from, "gap": gap}
         name = self._next_name("split")
         train, test = split_rows(
@@ -161,42 +214,40 @@ class Pipeline:
         self._add("split", says, (frame,), (train, test), {"drops": time is not None})
         return train, test
 
-    def preprocess(self, frame: Any, function: Callable[..., Any], **options: Any) -> Any:
-        """Apply a function to each block.
+    def preprocess(
+        self, frame: Any, function: Callable[..., Any], *, store: bool = False, **options: Any
+    ) -> Any:
+        """Apply a function to each block, or to labelled arrays as a whole.
 
         Parameters
         ----------
-        frame : dask.dataframe.DataFrame or dask.array.Array
+        frame : dask.dataframe.DataFrame, dask.array.Array, xarray.Dataset or xarray.DataArray
         function : callable ``(block, **options) -> block``
             From pandas frame to frame, or array to array. It is called on an empty block at once, to learn
-            the columns it gives; rows may be dropped.
+            the columns it gives; rows may be dropped. Of labelled arrays it is given all, and stays lazy, as those of
+            `dpipe.fields` do.
+        store : bool, default False
+            Of labelled arrays: the run writes the result to a Zarr store in the workdir, in chunks for what follows;
+            worth it where models read it several times.
 
         Returns
         -------
-        dask.dataframe.DataFrame or dask.array.Array
+        dask.dataframe.DataFrame, dask.array.Array, xarray.Dataset or xarray.DataArray
             Lazy.
 
         Raises
         ------
         InputError
-            If the function fails on an empty block.
+            If the function fails on an empty block, or computes what should stay lazy.
         """
         name = getattr(function, "__name__", repr(function))
         stage = self._next_name("preprocess")
-        given = counted(f"{stage}: in", frame)
-        try:
-            if isinstance(frame, dd.DataFrame):
-                # the meta is made here: Dask would try made-up values, which a filter may not like
-                meta = function(frame._meta.copy(), **options)
-                made = given.map_partitions(function, **options, meta=meta, enforce_metadata=False)
-            else:
-                made = da.map_blocks(function, given, **options)
-        except Exception as err:
-            raise InputError(
-                f"preprocess: {name} fails on a block without rows: {type(err).__name__}: {err}. Its columns are "
-                "found that way before anything is read; let it accept an empty block."
-            ) from err
-        made = counted(f"{stage}: out", made)
+        written = ArrayStore.of(stage, self.workdir, store, None, None, None)
+        if is_array(frame):
+            return self._add_arrays(array_function(frame, function, options, {"store": written}))[0]
+        if written is not None:
+            raise InputError(f"store=True is for xarray objects, but frame is a {type(frame).__name__}.")
+        made = mapped(frame, function, options, stage)
         self._add("preprocess", name, (frame,), (made,))
         return made
 
@@ -341,7 +392,7 @@ class Pipeline:
         }
         X, y, _ = columns_of(frame, target, settings["features"], None, settings["samples"])
         open_source(X, y)
-        metrics = delayed(_score_delayed, pure=False)(model, _Held(X), _Held(y), names)
+        metrics = delayed(score_delayed, pure=False)(model, Held(X), Held(y), names)
         wanted = ", ".join(f"{name} >= {least:g}" for name, least in settings["require"].items())
         says = ", ".join(names) + (f"; requires {wanted}" if wanted else "")
         self._add("validate", says, (model, frame), (metrics,), settings)
@@ -375,18 +426,38 @@ class Pipeline:
         trained = self._stage_of(model, "train")
         if report is not None:
             self._stage_of(report, "validate")
-        folder = self.workdir / to
-        if folder.resolve() == self.workdir.resolve() or not folder.resolve().is_relative_to(
-            self.workdir.resolve()
-        ):
-            raise InputError(
-                f"deploy: to={to!r} does not lie inside of the workdir. Give the name of a folder."
-            )
+        folder = self._inside(to)
         settings = {"model": model, "report": report, "folder": folder}
         schema, target = bundle_input(trained)
-        written = delayed(_bundle_delayed, pure=False)(model, report, str(folder), self.name, schema, target)
+        written = delayed(bundle_delayed, pure=False)(model, report, str(folder), self.name, schema, target)
         self._add("deploy", f"to {folder}", (model, report), (written,), settings)
         return written
+
+    def write(self, function: Callable[..., Any], *given: Any, to: str = "maps.zarr") -> Delayed:
+        """Write what a function makes of trained models and of labelled arrays as a Zarr store: maps, time series.
+
+        Parameters
+        ----------
+        function : callable ``(*given) -> xarray.Dataset or DataArray``
+            Called by the run, with fitted models and lazy arrays; what it gives may be lazy, as by `dpipe.predict`.
+        *given : Delayed from `train`, xarray objects
+        to : str, default "maps.zarr"
+            Folder under the workdir; it appears whole or not at all, with a manifest.
+
+        Returns
+        -------
+        dask.delayed.Delayed
+            Of the path.
+
+        Raises
+        ------
+        InputError
+            If a model is not of this pipeline, or `to` leaves the workdir.
+        """
+        for model in given:
+            if isinstance(model, Delayed):
+                self._stage_of(model, "train")
+        return self._add_arrays(maps_stage(function, given, self._inside(to)))[0]
 
     def plan(
         self, *, memory: int | str | None = None, client: Client | None = None, workers: int | None = None
@@ -397,37 +468,11 @@ class Pipeline:
         ------
         MemoryLimitError
             If the budget cannot be kept.
+        OutputError
+            If the disk has no room for what a store needs.
         """
-        return self._planned(memory, client, workers, self.workdir if self.workdir.is_dir() else None)
-
-    def _planned(
-        self, memory: int | str | None, client: Client | None, workers: int | None, workdir: Path | None
-    ) -> PipelinePlan:
-        """Plan all stages, and look up in a workdir, if there is one, what is done already."""
-        recorded: list[str] = []
-        fits, n_scorings = [], 0
-        for stage in self.stages:
-            if stage.kind == "train":
-                data, options = fit_arguments(stage.settings)
-                prepared = prepare(
-                    *data,
-                    **options,
-                    memory=memory,
-                    client=client,
-                    workers=workers,
-                )
-                fits.append((stage.name, prepared.plan))
-                if workdir is not None:
-                    recorded += on_record(prepared, workdir, stage.name)
-            elif stage.kind == "validate":
-                n_scorings += 1 + (stage.settings["reference"] is not None)
-        return PipelinePlan(
-            self.name,
-            tuple((stage.name, stage.says) for stage in self.stages),
-            tuple(fits),
-            n_scorings,
-            tuple(recorded),
-        )
+        workdir = self.workdir if self.workdir.is_dir() else None
+        return planned(self.name, self.stages, memory, client, workers, workdir)
 
     def run(
         self,
@@ -462,7 +507,7 @@ class Pipeline:
         """
         if not self.stages:
             raise InputError(f"Pipeline {self.name!r} has no stages. Start with pipe.collect(...).")
-        self._planned(memory, client, workers, None)  # what cannot be done leaves no trace
+        planned(self.name, self.stages, memory, client, workers, None)  # what cannot be done leaves no trace
         workdir = make_workdir(self.workdir)
         budget = None if memory is None else parse_bytes(memory)
         started = time.perf_counter()
@@ -472,11 +517,11 @@ class Pipeline:
         ):
             carried = Runner(self, session, ledger, budget, client, workers)
             with carried.one_cluster():
-                for stage in self.stages:
-                    begin_collect(stage, session)
-                    carried.carry_out(stage)
+                for i in range(len(self.stages)):
+                    begin_collect(carried.stages[i], session)
+                    carried.carry_out(i)
             carried.count_rows()
-            count_refused(self.stages, session, carried.rows)
+            count_refused(carried.stages, session, carried.rows)
         return PipelineRun(
             self.name,
             time.perf_counter() - started,
@@ -501,14 +546,7 @@ class Pipeline:
         Diagram
             Shown as a picture in Jupyter.
         """
-        producers = {id(out): i for i, stage in enumerate(self.stages) for out in stage.outputs}
-        edges = [
-            (producers[id(taken)], i)
-            for i, stage in enumerate(self.stages)
-            for taken in stage.inputs
-            if id(taken) in producers
-        ]
-        drawing = diagram([(stage.name, stage.says) for stage in self.stages], edges)
+        drawing = diagram([(stage.name, stage.says) for stage in self.stages], edges(self.stages))
         if filename is not None:
             Path(filename).write_text(drawing.svg, encoding="utf-8")
         return drawing
@@ -532,9 +570,19 @@ class Pipeline:
     ) -> None:
         self.stages.append(Stage(kind, self._next_name(kind), says, inputs, outputs, settings or {}))
 
+    def _add_arrays(self, stage: Stage) -> Any:
+        self.stages.append(replace(stage, name=self._next_name(stage.kind)))
+        return stage.outputs
+
     def _next_name(self, kind: str) -> str:
         same = sum(stage.kind == kind for stage in self.stages)
         return kind if not same else f"{kind}-{same + 1}"
+
+    def _inside(self, to: str) -> Path:
+        folder, workdir = self.workdir / to, self.workdir.resolve()
+        if folder.resolve() == workdir or not folder.resolve().is_relative_to(workdir):
+            raise InputError(f"to={to!r} does not lie inside of the workdir. Give the name of a folder.")
+        return folder
 
     def _stage_of(self, output: Any, kind: str) -> Stage:
         for stage in self.stages:
@@ -543,29 +591,3 @@ class Pipeline:
         raise InputError(
             f"{output!r} was not given by pipe.{kind}(...) of pipeline {self.name!r}. Pass what that call returned."
         )
-
-
-class _Held:
-    """Carries a lazy collection through a Delayed call, which would compute it (and look into a dataclass)."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __dask_tokenize__(self) -> Any:
-        return "held", id(self.value)
-
-
-def _score_delayed(model: Estimator, X: _Held, y: _Held, scoring: list[str]) -> dict[str, float]:
-    found = score(model, X.value, y.value, scoring=scoring)
-    return found if isinstance(found, dict) else {scoring[0]: found}
-
-
-def _bundle_delayed(
-    model: Estimator,
-    metrics: dict[str, float] | None,
-    folder: str,
-    name: str,
-    schema: Any,
-    target: str | None,
-) -> Path:
-    return write_bundle(folder, model, schema=schema, target=target, metrics=dict(metrics or {}), name=name)

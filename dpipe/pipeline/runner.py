@@ -16,8 +16,11 @@ from dpipe.families.registry import Estimator
 from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
+from dpipe.pipeline.arrays import is_array, needs_after, read_elsewhere, rebound
 from dpipe.pipeline.conservation import check_flows, rows_taken, with_rows
+from dpipe.pipeline.delayed import write_maps
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
+from dpipe.pipeline.stores import planned_stores
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import format_rows
 from dpipe.train.fit import n_rows_read, run_fit
@@ -40,6 +43,11 @@ class Runner:
         self.pipe, self.session, self.ledger = pipe, session, ledger
         self.memory, self.client, self.workers = memory, client, workers
         self.given_client = client
+        self.stages, stores = planned_stores(pipe.stages, None, memory, client)
+        """As they are with what has been written so far; before, with what is going to be."""
+        self.given: dict[str, Any] = {}
+        for note in read_elsewhere(pipe.stages, self.stages) if stores else ():
+            session.note(note)
         self.models: dict[int, Estimator] = {}
         self.scores: dict[int, dict[str, float]] = {}
         self.rows: dict[int, int] = {}
@@ -51,9 +59,7 @@ class Runner:
     def one_cluster(self) -> Iterator[None]:
         """Keep one embedded cluster, and one dashboard, for all stages, where a cluster is ours to start."""
         places = [
-            self._prepared(stage).place
-            for stage in self.pipe.stages
-            if stage.kind == "train" and not self.client
+            self._prepared(stage).place for stage in self.stages if stage.kind == "train" and not self.client
         ]
         if not places or not all(place.embedded for place in places):
             yield
@@ -73,12 +79,16 @@ class Runner:
             workers=self.workers,
         )
 
-    def carry_out(self, stage: Stage) -> None:
-        """Do what a stage says, and record it."""
+    def carry_out(self, i: int) -> None:
+        """Do what the stage at a position says, and record it."""
         begun = time.perf_counter()
         place = len(self.session.stages)
+        stage = self.stages[i]
         try:
-            rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
+            if stage.settings.get("store") is not None:
+                rows_in, rows_out, note = None, None, self._stored(i)
+            else:
+                rows_in, rows_out, note = getattr(self, f"_{stage.kind}")(stage)
         except DpipeError:
             seconds = time.perf_counter() - begun
             self.session.stages.insert(
@@ -94,20 +104,33 @@ class Runner:
 
     def count_rows(self) -> None:
         """Fill in how many rows the lazy stages gave, which only the passes after them have counted."""
-        for stage in reversed(self.pipe.stages):
+        for stage in reversed(self.stages):
             sides = [self.rows.get(id(side)) for side in stage.outputs]
             if stage.kind == "split" and None not in sides and not stage.settings["drops"]:
                 self.rows.setdefault(id(stage.inputs[0]), sum(n for n in sides if n is not None))
-        for stage in self.pipe.stages:  # what a later stage took is what the one before it gave
+        for stage in self.stages:  # what a later stage took is what the one before it gave
             taken = rows_taken(stage, self.session.flows)
             if taken is not None and stage.inputs:
                 self.rows.setdefault(id(stage.inputs[0]), taken)
         self.session.stages[:] = [
             with_rows(stage, record, self.session.flows, self.rows)
-            for stage, record in zip(self.pipe.stages, self.session.stages, strict=True)
+            for stage, record in zip(self.stages, self.session.stages, strict=True)
         ]
 
+    def _stored(self, i: int) -> str:
+        """Write the arrays of a stage to its store, which later stages read from here on."""
+        # those before it read what has been written, and not what the plan said
+        stage = rebound(self.pipe.stages, self.given)[i]
+        needs = needs_after(self.pipe.stages, i)
+        store = stage.settings["store"]
+        found, did = store.written(stage.outputs[0], needs, self.ledger, self.memory, self.client)
+        self.given[stage.name] = found
+        self.stages[i + 1 :] = rebound(self.pipe.stages, self.given)[i + 1 :]
+        return f"{stage.says}; {did}"
+
     def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:
+        if is_array(stage.outputs[0]):
+            return None, None, stage.says
         source = open_source(stage.outputs[0])
         rows = None if source.may_skip else source.n_rows  # what can be left out is counted when it is read
         if rows is not None:
@@ -143,7 +166,7 @@ class Runner:
         self.session.required.update(settings["require"])
         if settings["reference"] is not None:
             self.session.references.update(self._scored(stage, settings["reference"], reference=True)[0])
-        check_flows(self.pipe.stages, self.session.flows)
+        check_flows(self.stages, self.session.flows)
         self._check_required(settings["require"], metrics)
         return rows, rows, ""
 
@@ -199,6 +222,10 @@ class Runner:
 
     def _deploy(self, stage: Stage) -> tuple[int | None, int | None, str]:
         settings = stage.settings
+        if "function" in settings:
+            given = [self.models.get(id(value), value) for value in settings["given"]]
+            write_maps(settings["function"], given, settings["folder"], self.memory, self.client)
+            return None, None, ""
         trained = self.pipe._stage_of(settings["model"], "train")
         metrics = self.scores.get(id(settings["report"]), {})
         model = self.models[id(settings["model"])]

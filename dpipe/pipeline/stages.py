@@ -1,7 +1,7 @@
 """What a pipeline is made of: its stages, and the records of what it would do and of what it did."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Stage:
     inputs: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    again: Callable[..., tuple[Any, ...]] | None = None
+    """Makes the outputs anew from other inputs, where these are labelled arrays."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,16 @@ class PipelinePlan:
     """Each training stage, with its plan."""
     n_scorings: int
     """Validation stages; each reads the test rows once for each scored model."""
+    stores: tuple[tuple[str, str], ...] = ()
+    """Each stage that is written to a store, and how."""
     recorded: tuple[str, ...] = ()
-    """What earlier runs have done of it already, and why other things must be done anew."""
+    """What earlier runs have done of it already, why other things must be done anew, and what else is to be known."""
 
     def __str__(self) -> str:
         """Draw it."""
         lines = [f"Pipeline {self.name!r}", ""]
         lines += [f"  {i}. {name:12s} {says}" for i, (name, says) in enumerate(self.stages, start=1)]
-        for name, plan in self.fits:
+        for name, plan in (*self.stores, *self.fits):
             lines += ["", f"{name}: {plan}"]
         if self.n_scorings:
             lines += [
@@ -64,7 +68,8 @@ class PipelinePlan:
         rows = "".join(
             f"<li><b>{html.escape(name)}</b> {html.escape(says)}</li>" for name, says in self.stages
         )
-        plans = "".join(plan._repr_html_() for _, plan in self.fits)
+        plans = "".join(f"<pre>{html.escape(f'{name}: {said}')}</pre>" for name, said in self.stores)
+        plans += "".join(plan._repr_html_() for _, plan in self.fits)
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.recorded)
         return f"<h4>Pipeline {html.escape(self.name)}</h4><ol>{rows}</ol>{plans}{notes}"
 
@@ -107,6 +112,17 @@ class PipelineRun:
             f"<b>{html.escape(self.name)}</b>: finished in {format_seconds(self.seconds)}; "
             f'<a href="{where}">report</a><table><tr><th>metric</th><th>value</th></tr>{rows}</table>'
         )
+
+
+def edges(stages: Sequence[Stage]) -> list[tuple[int, int]]:
+    """Tell which stage, by its position, gives something to which other one."""
+    producers = {id(out): i for i, stage in enumerate(stages) for out in stage.outputs}
+    return [
+        (producers[id(taken)], i)
+        for i, stage in enumerate(stages)
+        for taken in stage.inputs
+        if id(taken) in producers
+    ]
 
 
 def columns_of(

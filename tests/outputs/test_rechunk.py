@@ -305,5 +305,5 @@ def test_what_cannot_be_appended_changes_nothing(tmp_path, change, says):
     assert {
         name: held for name, held in contents(folder).items() if not name.startswith(".unfinished")
     } == before
-    with pytest.raises(OutputError, match="holds no finished store"):
+    with pytest.raises(OutputError, match="holds no finished Zarr store"):
         dpipe.append_zarr(field(), tmp_path / "nothing")
