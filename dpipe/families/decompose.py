@@ -27,8 +27,9 @@ from dpipe.sizes import format_bytes
 _NARROW = 1000
 #: Readings that the leading components usually take.
 _USUAL_READINGS = 6
-#: What moving a value through memory costs, in multiplications.
-_MOVING = 30
+#: Measured costs, in operations of a large product: to move a value through memory, to multiply one by a direction and
+#: back, and to find a value of an eigenvector.
+_MOVING, _SLENDER, _EIGEN = 120, 8, 7
 
 
 def _of_scatter(scatter: Scatter, *, centred: bool) -> Spectrum:
@@ -62,12 +63,10 @@ def _as_pca(estimator: Estimator, found: Spectrum, meta: Meta) -> Estimator:
     fitted.explained_variance_ = variance[:kept].astype(dtype)
     fitted.explained_variance_ratio_ = ratio[:kept].astype(dtype)
     fitted.singular_values_ = np.sqrt(found.values[:kept]).astype(dtype)
-    n_left = min(n, width) - kept
-    if len(variance) == width:
-        left = variance[kept : min(n, width)].sum()
-    else:
-        left = max(total - variance[:kept].sum(), 0.0)
-    fitted.noise_variance_ = dtype.type(left / n_left) if n_left else 0.0
+    # scikit-learn counts all eigenvalues of a covariance, also those that are zero for want of rows
+    n_all = width if solver == "covariance_eigh" else min(n, width)
+    left = max(total - float(variance[:kept].sum()), 0.0)
+    fitted.noise_variance_ = dtype.type(left / (n_all - kept)) if kept < min(n, width) else 0.0
     return fitted
 
 
@@ -197,9 +196,9 @@ def _by_size(estimator: Estimator, extent: Extent, *, pca: bool) -> Way | None:
         return None
     # of rows that are not counted, there may be many
     n = extent.n_rows or 10 * width
-    exact = n * width**2 + 10 * width**3
-    k = n_directions(wanted, estimator.n_oversamples)
-    approached = _USUAL_READINGS * n * width * (4 * k + _MOVING)
+    exact = n * width**2 + _EIGEN * width**3
+    k = n_directions(int(wanted), estimator.n_oversamples)
+    approached = _USUAL_READINGS * n * width * (_SLENDER * k + _MOVING)
     if fits and exact <= approached:
         return None
     why = f"{products}: only the leading {wanted} components are sought, {k} directions at a time"

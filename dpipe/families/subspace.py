@@ -195,10 +195,11 @@ class _Krylov:
         self._blocks: list[np.ndarray] = []
         self._spread = np.empty((0, 0))
         """Centred cross products between the directions."""
-        self._along = np.empty(0)
+        self._along: np.ndarray = np.empty(0)
         """The mean along each."""
-        self.values = self._vectors = np.empty(0)
-        self.missing = np.empty(0)
+        self.values: np.ndarray = np.empty(0)
+        self._vectors: np.ndarray = np.empty((0, 0))
+        self.missing: np.ndarray = np.empty(0)
         """How far each wanted component is from being an eigenvector."""
         self.next, _ = _orthonormal(self._random.standard_normal((width, min(n, width))), 0.0)
 
