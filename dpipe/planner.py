@@ -12,6 +12,7 @@ from typing import Any
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
 from dpipe.families import boosting
+from dpipe.families.by_size import chosen_by_size, reasons, state_nbytes
 from dpipe.families.compose import Fit, Walk, final_fit
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
@@ -28,7 +29,7 @@ from dpipe.families.expression import (
 )
 from dpipe.families.gradient import learner_nbytes
 from dpipe.families.program import Derived, Finish, ProgramPass, kept_values, values_of
-from dpipe.families.registry import Extent, Weighted
+from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
 from dpipe.run.pages import n_states_held
 from dpipe.sizes import format_bytes
@@ -152,18 +153,7 @@ def _sized(walk: Walk, shape: DataShape, resources: Resources) -> Walk:
     rows = shape.n_rows
     if rows is None and shape.likely_block_rows is not None:
         rows = shape.likely_block_rows * len(shape.rows)
-    fits = list(walk.fits)
-    for i, fit in enumerate(fits):
-        width = fit.meta.width
-        if fit.way.by_size is None or width is None:
-            continue
-        extent = Extent(width, rows, n_states_held(len(shape.rows), 1), resources.memory)
-        way = fit.way.by_size(fit.estimator, extent)
-        if way is not None:
-            fits[i] = replace(
-                fit, way=way, wants=tuple((want, fit.source) for want in way.wants(fit.estimator))
-            )
-    return replace(walk, fits=tuple(fits))
+    return chosen_by_size(walk, rows, n_states_held(len(shape.rows), 1), resources.memory)
 
 
 class _Pass:
@@ -390,7 +380,7 @@ def _record(
         way=_way(step, epochs),
         fits=_fit_names(step),
         collects=tuple(dict.fromkeys(collects)),
-        why="; ".join([_why(number, step, attempt, walk, fitted_in, shape), *_chosen(step)]),
+        why="; ".join([_why(number, step, attempt, walk, fitted_in, shape), *reasons(step.refines)]),
         rules=tuple(attempt.rules),
         columns=tuple(shape.names[j] for j in positions),
         n_blocks=len(shape.rows[step.sampled]),
@@ -472,11 +462,6 @@ def _why(
     return "; ".join(dict.fromkeys(waits)) or "waits for the pass before"
 
 
-def _chosen(step: ProgramPass) -> list[str]:
-    """Say why fits of a pass go the way that they go."""
-    return list(dict.fromkeys(fit.way.because for fit in step.refines if fit.way.because))
-
-
 def _projected(
     step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int, epochs: Epochs
 ) -> int | None:
@@ -498,19 +483,9 @@ def _projected(
         held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
-    held += _state_nbytes(step, walk, shape, resources)
+    fits = [*step.refines, *(finish.fit for finish in step.finishes)]
+    held += state_nbytes(fits, n_states_held(len(shape.rows), resources.threads))
     return int(resources.reserved + max(resources.threads * rows * (read + made) + held, trained))
-
-
-def _state_nbytes(step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources) -> int:
-    """Bytes of the states of a pass, where they are large."""
-    n_states = n_states_held(len(shape.rows), resources.threads)
-    total = 0
-    for fit in (*step.refines, *(finish.fit for finish in step.finishes)):
-        if fit.way.footprint is not None:
-            width = fit.meta.width or _width(fit.source, walk, shape)
-            total += Extent(width, None, n_states, None).held(fit.way.footprint(fit.estimator, width))
-    return total
 
 
 def _parts(expression: Expression) -> set[Expression]:

@@ -166,7 +166,7 @@ class Extent:
     """Bytes of a worker; None for no limit."""
 
     def held(self, footprint: tuple[int, int]) -> int:
-        """Bytes that its states and its end take, at most."""
+        """Count the bytes that its states and its end take, at most."""
         state, end = footprint
         return max(self.n_states * state, end)
 

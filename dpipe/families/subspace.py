@@ -164,7 +164,7 @@ def n_directions(wanted: int, oversamples: int) -> int:
 
 
 def nbytes_held(width: int, wanted: int, oversamples: int) -> tuple[int, int]:
-    """Bytes of what one block gives, and of all that is held where the next directions are chosen, at most.
+    """Count the bytes of what one block gives, and of all that is held where the next directions are chosen.
 
     Examples
     --------
