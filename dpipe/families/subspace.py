@@ -38,7 +38,7 @@ _MOST_BLOCKS = 12
 #: Directions at least: to move rows through memory costs more than to multiply them by some more of these.
 _FEWEST_DIRECTIONS = 32
 #: Bytes of rows that are worked on at a time, centred, in float64.
-_SLICE_NBYTES = 32 * 2**20
+_SLICE_NBYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
