@@ -149,7 +149,7 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
 
 
 def _sized(walk: Walk, shape: DataShape, resources: Resources) -> Walk:
-    """Let each fit choose its way by the size of its input: never by who works on it."""
+    """Let each fit choose its way by the size of its input, and the budget: not by the threads that work on it."""
     rows = shape.n_rows
     if rows is None and shape.likely_block_rows is not None:
         rows = shape.likely_block_rows * len(shape.rows)

@@ -8,7 +8,7 @@ from dpipe.families.registry import Extent
 
 
 def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | None) -> Walk:
-    """Let each fit choose its way by the size of its input: never by who works on it.
+    """Let each fit choose its way by the size of its input and the budget, not by the threads that work on it.
 
     Parameters
     ----------
