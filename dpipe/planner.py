@@ -12,6 +12,7 @@ from typing import Any
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
 from dpipe.families import boosting
+from dpipe.families.by_size import chosen_by_size, reasons, state_nbytes
 from dpipe.families.compose import Fit, Walk, final_fit
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
@@ -30,6 +31,7 @@ from dpipe.families.gradient import learner_nbytes
 from dpipe.families.program import Derived, Finish, ProgramPass, kept_values, values_of
 from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
+from dpipe.run.pages import n_states_held
 from dpipe.sizes import format_bytes
 
 
@@ -116,6 +118,7 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
         If the projected peak exceeds the budget.
     """
     seen = Epochs.of(epochs)
+    walk = _sized(walk, shape, resources)
     done: set[int] = set()
     started: dict[int, int] = {}
     fitted_in: dict[int, int] = {}
@@ -143,6 +146,14 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
         started.update(dict.fromkeys(attempt.started, number))
     plan = _plan(walk, shape, resources, records)
     return Program(walk, at_once.made(shape), tuple(passes), plan)
+
+
+def _sized(walk: Walk, shape: DataShape, resources: Resources) -> Walk:
+    """Let each fit choose its way by the size of its input, and the budget: not by the threads that work on it."""
+    rows = shape.n_rows
+    if rows is None and shape.likely_block_rows is not None:
+        rows = shape.likely_block_rows * len(shape.rows)
+    return chosen_by_size(walk, rows, n_states_held(len(shape.rows), 1), resources.memory)
 
 
 class _Pass:
@@ -369,7 +380,7 @@ def _record(
         way=_way(step, epochs),
         fits=_fit_names(step),
         collects=tuple(dict.fromkeys(collects)),
-        why=_why(number, step, attempt, walk, fitted_in, shape),
+        why="; ".join([_why(number, step, attempt, walk, fitted_in, shape), *reasons(step.refines)]),
         rules=tuple(attempt.rules),
         columns=tuple(shape.names[j] for j in positions),
         n_blocks=len(shape.rows[step.sampled]),
@@ -472,6 +483,8 @@ def _projected(
         held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
+    fits = [*step.refines, *(finish.fit for finish in step.finishes)]
+    held += state_nbytes(fits, n_states_held(len(shape.rows), resources.threads))
     return int(resources.reserved + max(resources.threads * rows * (read + made) + held, trained))
 
 

@@ -62,8 +62,16 @@ class Moments:
             return cls._of_sparse(numbers(X), w)
         dtype, columns = columns_of_numbers(X)
         with single_threaded_blas():
-            found = [_column_moments(column, w) for column in columns]
-        observed, count, mean, m2 = np.array(found, dtype=np.float64).reshape(-1, 4).T.copy()
+            if (
+                w is None
+                and isinstance(X, np.ndarray)
+                and X.dtype in (np.float32, np.float64)
+                and _is_wide(X)
+            ):
+                found = _moments_of_wide(X)
+            else:
+                found = np.array([_column_moments(column, w) for column in columns], dtype=np.float64)
+        observed, count, mean, m2 = found.reshape(-1, 4).T.copy()
         return cls(n_rows(X), count, observed.astype(np.int64), mean, m2, dtype, w is not None)
 
     @classmethod
@@ -153,6 +161,39 @@ def _plain_moments(column: NumericColumn) -> tuple[int, float, float]:
         beside = total / observed
         m2 = max(float(np.vdot(values, values)) - total * beside, 0.0)
     return observed, shift + beside, m2
+
+
+#: From so many columns on, some are worked on at a time: one by one, rows that are short would cost a call each.
+_WIDE = 512
+
+
+def _is_wide(X: np.ndarray) -> bool:
+    return X.ndim == 2 and X.shape[1] > _WIDE and len(X) > 0
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _moments_of_wide(X: np.ndarray) -> np.ndarray:
+    """Do as `_column_moments` does, for many columns at a time; those with gaps or infinity still by themselves."""
+    n = len(X)
+    found = np.empty((X.shape[1], 4))
+    for first in range(0, X.shape[1], _WIDE):
+        panel = X[:, first : first + _WIDE].astype(np.float64)
+        head = np.sort(panel[:9], axis=0)
+        mean, m2 = head[len(head) // 2].copy(), np.empty(panel.shape[1])
+        again = np.ones(len(mean), dtype=bool)
+        for _ in range(2):
+            values = panel[:, again] - mean[again]
+            total, squares = values.sum(axis=0), np.einsum("ij,ij->j", values, values)
+            mean[again] += total / n
+            m2[again] = np.maximum(squares - total * (total / n), 0.0)
+            again[again] = squares > 100 * m2[again]
+            if not again.any():
+                break
+        here = found[first : first + _WIDE]
+        here[:] = np.column_stack([np.full_like(mean, n), np.full_like(mean, n), mean, m2])
+        for j in np.flatnonzero(~np.isfinite(m2)):
+            here[j] = _column_moments(NumericColumn(first + j, X[:, first + j], np.empty(n)), None)
+    return found
 
 
 def first_not_in(gaps: np.ndarray) -> int:

@@ -132,7 +132,7 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Refinemen
     moments: Moments = stats[0]
     check_moments(estimator, moments, estimator.n_clusters)
     mean = None if moments.sparse else moments.mean
-    (picked,) = yield (Pick(sampled(moments.n_rows, estimator.random_state)),)
+    (picked,) = yield (Pick(sampled(moments, estimator.n_clusters, estimator.random_state)),)
     rows = sample_matrix(picked)
     rows = rows if mean is None else rows - mean
     weights = np.ones(rows.shape[0]) if picked.w is None else np.asarray(picked.w, dtype=np.float64)

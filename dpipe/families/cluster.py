@@ -31,6 +31,8 @@ from dpipe.families.registry import Estimator, Meta, Refinement, Rounds, Unweigh
 
 #: Rows on which a start is chosen: of as many or fewer, all of them.
 SAMPLED_ROWS = 20_000
+#: Bytes of these in float64, and how many there are of very wide rows all the same.
+_SAMPLED_NBYTES, _FEWEST_SAMPLED = 2**27, 256
 #: Rows that are worked on at a time: their distances stay in the processor's cache.
 _ROWS_AT_A_TIME = 4096
 
@@ -195,14 +197,15 @@ def lloyd(start: np.ndarray, mean: np.ndarray | None, *, tol: float, max_iter: i
     return Clustering(centers, last.labels, last.inertia, n_iter)
 
 
-def sampled(n_rows: int, random_state: Any) -> np.ndarray:
-    """Choose the rows on which a start is found; all of a few rows."""
-    if n_rows <= SAMPLED_ROWS:
+def sampled(moments: Moments, n_clusters: int, random_state: Any) -> np.ndarray:
+    """Choose the rows on which a start is found; all of a few rows, and fewer of those that are very wide."""
+    n_rows, row_nbytes = moments.n_rows, 0 if moments.sparse else 8 * len(moments.mean)
+    most = max(_SAMPLED_NBYTES // max(row_nbytes, 1), _FEWEST_SAMPLED, 10 * n_clusters)
+    most = min(most, SAMPLED_ROWS)
+    if n_rows <= most:
         return np.arange(n_rows)
     seed = random_state if isinstance(random_state, int | np.integer) else 0
-    return np.sort(
-        np.random.default_rng(int(seed)).choice(n_rows, SAMPLED_ROWS, replace=False, shuffle=False)
-    )
+    return np.sort(np.random.default_rng(int(seed)).choice(n_rows, most, replace=False, shuffle=False))
 
 
 def sample_matrix(picked: Picked) -> Any:
@@ -255,7 +258,7 @@ def refine_kmeans(estimator: Estimator, moments: Moments) -> Asking:
     check_moments(estimator, moments, estimator.n_clusters)
     mean = None if moments.sparse else moments.mean
     if isinstance(estimator.init, str):
-        (picked,) = yield (Pick(sampled(moments.n_rows, estimator.random_state)),)
+        (picked,) = yield (Pick(sampled(moments, estimator.n_clusters, estimator.random_state)),)
         starts = _starts(estimator, picked, mean)
     else:
         starts = [np.array(estimator.init, dtype=np.float64) - (0.0 if mean is None else mean)]

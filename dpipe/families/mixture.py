@@ -129,7 +129,7 @@ def _start(mixture: GaussianMixture, moments: Moments, seeds: np.random.RandomSt
         (found,) = yield (Expectation(partial(_hard, centers), centers, full),)
         _maximised(mixture, found, centers)
     else:
-        (picked,) = yield (Pick(sampled(n, mixture.random_state)),)
+        (picked,) = yield (Pick(sampled(moments, mixture.n_components, mixture.random_state)),)
         rows = sample_matrix(picked)
         if mixture.init_params == "k-means++":
             _, chosen = kmeans_plusplus(rows, mixture.n_components, random_state=seeds)

@@ -154,6 +154,24 @@ class Rounds:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How large the input of a fit is, and what a worker may take."""
+
+    width: int
+    n_rows: int | None
+    """At most; None if that is not known."""
+    n_states: int
+    """States of blocks that are held at a time, at most."""
+    memory: int | None
+    """Bytes of a worker; None for no limit."""
+
+    def held(self, footprint: tuple[int, int]) -> int:
+        """Count the bytes that its states and its end take, at most."""
+        state, end = footprint
+        return max(self.n_states * state, end)
+
+
+@dataclass(frozen=True)
 class CrossFit:
     """How what a transformer's `fit_transform` gives is computed: each row by what other folds have taught."""
 
@@ -198,6 +216,12 @@ class Way:
     """Whether it can be given the weights of the rows; None to look at the arguments of `fit`."""
     variant: Callable[[Estimator], "Way | None"] | None = None
     """Another way that some parameters ask for."""
+    by_size: Callable[[Estimator, Extent], "Way | None"] | None = None
+    """Another way for an input of this size; raises MemoryLimitError where none fits."""
+    footprint: Callable[[Estimator, int], tuple[int, int]] | None = None
+    """Of an input of this width: bytes of the state of a block, and where the fit is finished; None for few."""
+    because: str = ""
+    """Why this way was chosen by size, for the plan."""
     wants_of: Callable[[Estimator, Meta, Any], tuple[tuple[Any, Any], ...]] | None = None
     """In place of `wants`: the statistics that an input of this kind needs, each with the value that it is of."""
 

@@ -64,6 +64,26 @@ class Pages:
         return [n for j in below for n in self._covered(level - 1, j)]
 
 
+def n_states_held(n_blocks: int, slots: int) -> int:
+    """Count the states that are held at a time, at most: what is worked on, and what waits for its merge.
+
+    Parameters
+    ----------
+    n_blocks : int
+    slots : int
+        Blocks that are worked on at a time.
+
+    Examples
+    --------
+    >>> n_states_held(1, slots=2), n_states_held(60, slots=2), n_states_held(500, slots=2)
+    (2, 18, 25)
+    """
+    levels, n = 0, n_blocks
+    while n > 1:
+        levels, n = levels + 1, -(-n // FAN_IN)
+    return min(2 * slots + (FAN_IN - 1) * levels, 2 * n_blocks)
+
+
 @dataclass(frozen=True)
 class Entry:
     """The ledger's page for one state: its key, and where it lies if it is on record."""

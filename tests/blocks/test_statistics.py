@@ -251,3 +251,19 @@ def test_moments_far_from_zero_keep_their_digits():
     found = merged([Moments.of(part) for part in np.array_split(values, 13)])
     exact = np.var(values.astype(np.longdouble), axis=0)
     np.testing.assert_allclose(found.variance, exact.astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moments_of_many_columns_are_those_of_each(dtype):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(40, 1300)) * rng.choice([1e-3, 1.0, 1e3], 1300) + 5500).astype(dtype)
+    X[:, 3] = dtype(0.1)
+    X[7, 600] = X[0, 1299] = np.nan
+    X[:, 700] = np.nan
+    X[5, 900] = np.inf
+    many = Moments.of(X)
+    parts = [Moments.of(X[:, j : j + 100]) for j in range(0, 1300, 100)]
+    for name in ("count", "observed", "mean", "m2"):
+        wanted = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(getattr(many, name), wanted, rtol=1e-9, err_msg=name)
+    assert many.m2[3] == 0

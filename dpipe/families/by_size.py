@@ -1,0 +1,52 @@
+"""Ways that depend on how large the input of a fit is, and what their states take."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dpipe.families.compose import Fit, Walk
+from dpipe.families.registry import Extent
+
+
+def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | None) -> Walk:
+    """Let each fit choose its way by the size of its input and the budget, not by the threads that work on it.
+
+    Parameters
+    ----------
+    walk : Walk
+    n_rows : int, optional
+        At most; None if that is not known.
+    n_states : int
+        States of blocks that one thread holds at a time, at most.
+    memory : int, optional
+        Bytes of a worker; None for no limit.
+
+    Raises
+    ------
+    MemoryLimitError
+        If there is no way that fits.
+    """
+    fits = list(walk.fits)
+    for i, fit in enumerate(fits):
+        width = fit.meta.width
+        if fit.way.by_size is None or width is None:
+            continue
+        way = fit.way.by_size(fit.estimator, Extent(width, n_rows, n_states, memory))
+        if way is not None:
+            wants = tuple((want, fit.source) for want in way.wants(fit.estimator))
+            fits[i] = replace(fit, way=way, wants=wants)
+    return replace(walk, fits=tuple(fits))
+
+
+def state_nbytes(fits: Sequence[Fit], n_states: int) -> int:
+    """Count the bytes of states, and of what is made of them, where they are large."""
+    total = 0
+    for fit in fits:
+        width = fit.meta.width
+        if fit.way.footprint is not None and width is not None:
+            total += Extent(width, None, n_states, None).held(fit.way.footprint(fit.estimator, width))
+    return total
+
+
+def reasons(fits: Sequence[Fit]) -> list[str]:
+    """Say why fits go the way that they go, where that was chosen by size."""
+    return list(dict.fromkeys(fit.way.because for fit in fits if fit.way.because))
