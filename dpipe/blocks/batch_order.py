@@ -93,8 +93,8 @@ class BatchOrder:
     def __post_init__(self) -> None:
         if self.batch_size < self.shares:
             raise InputError(
-                f"batch_size={self.batch_size} rows cannot be taken out of shares={self.shares}. Give larger batches, or "
-                "fewer shares."
+                f"batch_size={self.batch_size} rows cannot be taken out of shares={self.shares}. Give larger batches, "
+                "or fewer shares."
             )
         if not self.n_steps:
             raise InputError(
@@ -145,8 +145,13 @@ class BatchOrder:
 
     def groups(self, epoch: int) -> list[list[Group]]:
         """List the groups of each share in an epoch, in their order."""
-        how = {"shuffle": self.shuffle and "blocks", "mix": 1, "random_state": self.random_state}
-        order = [visit.blocks[0] for visit in visits(len(self.lengths), epoch, **how)]
+        shuffle = None if self.shuffle is None else "blocks"
+        order = [
+            visit.blocks[0]
+            for visit in visits(
+                len(self.lengths), epoch, shuffle=shuffle, mix=1, random_state=self.random_state
+            )
+        ]
         found: list[list[Group]] = []
         number = 0
         for share, pieces in enumerate(_cut(self.lengths, order, self._share_sizes())):
@@ -165,9 +170,7 @@ class BatchOrder:
         if self.shuffle != "rows":
             return np.arange(group.n_rows)
         visit = Visit(epoch, 0, tuple(piece.block for piece in group.pieces), 0, group.number)
-        return np.concatenate(
-            mixed_rows([piece.n_rows for piece in group.pieces], visit, self.random_state)
-        )
+        return np.concatenate(mixed_rows([piece.n_rows for piece in group.pieces], visit, self.random_state))
 
     def numbers(self, epoch: int, step: int, shares: Sequence[int] | None = None) -> np.ndarray:
         """Give the rows of a batch, or of some shares of it, by their numbers through all blocks.

@@ -1,4 +1,4 @@
-"""Read Arrow IPC files (Feather) as one lazy Dask DataFrame: memory-mapped, so that there is next to nothing to decode."""
+"""Read Arrow IPC files (Feather) as one lazy Dask DataFrame: mapped into memory, with next to nothing to decode."""
 
 import os
 from collections.abc import Sequence
@@ -115,7 +115,11 @@ def read_arrow(
         check_columns(columns, types.names)
         types = pa.schema([types.field(name) for name in columns])
     most = max(block_limit(block_nbytes, memory) // row_nbytes(types), 1)
-    blocks = BlockList(b for path, end in zip(paths, ends, strict=True) for b in joined_blocks(path, end.metadata.n_rows, end.stamp, most))
+    blocks = BlockList(
+        block
+        for path, end in zip(paths, ends, strict=True)
+        for block in joined_blocks(path, end.metadata.n_rows, end.stamp, most)
+    )
     texts = tuple(field.name for field in types if pa.types.is_string(field.type))
     meta = types.empty_table().to_pandas()
     return dd.from_map(
@@ -133,7 +137,11 @@ def _end(path: str) -> Footer:
             for i in range(opened.num_record_batches):
                 batch = opened.get_batch(i)
                 lengths.append(batch.num_rows)
-                nulls |= {name for name, column in zip(schema.names, batch.columns, strict=True) if column.null_count}
+                nulls |= {
+                    name
+                    for name, column in zip(schema.names, batch.columns, strict=True)
+                    if column.null_count
+                }
     except (OSError, pa.ArrowException) as err:
         raise SourceError(
             f"{path} cannot be read as an Arrow IPC file: {err}. Write it again (a stream of Arrow, or Feather "

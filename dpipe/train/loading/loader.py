@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from dpipe.blocks.batch_order import BatchOrder, Piece, shares_of
-from dpipe.blocks.heap import give_back
+from dpipe.blocks.heap import give_back, keep_freed
 from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import open_source, source_name
 from dpipe.errors import InputError, MemoryLimitError
@@ -58,7 +58,7 @@ class Loader:
     threads : int, default 2
         That read.
     ahead : int, optional
-        Buffers beside those that are in use, a block each. Default: a quarter as many, and one for each thread at least.
+        Buffers beside those in use, a block each. Default: a quarter as many, and one for each thread at least.
     dtype : {"float32", "float64"}, default "float32"
         Of X and the weights.
     tensors : bool, default True
@@ -80,7 +80,8 @@ class Loader:
 
     Notes
     -----
-    The order is that of ``Epochs(shuffle="rows", mix=mix)`` with one share, where no block is empty. With more of them, the randomly ordered
+    The order is that of ``Epochs(shuffle="rows", mix=mix)`` with one share, where no block is empty. With more of them,
+    the randomly ordered
     blocks are cut into equal shares, the rows of ``mix / shares`` blocks of each are shuffled together, and batch i
     takes its part of every share. So the batches are the same for any number of ranks that read whole shares, all
     ranks make the same number of steps, and each reads only its own. With more than one share, ranks whose number does
@@ -146,6 +147,7 @@ class Loader:
 
     @cached_property
     def _columns(self) -> Columns:
+        keep_freed()  # readers will use the same memory
         found = Columns.of(self._blocks.one_row(), self._transform, self._dtype)
         give_back()  # the block that the row was of
         return found
@@ -237,8 +239,8 @@ class Loader:
         nbytes = n_buffers * self._largest * row_nbytes
         if self._memory is not None and nbytes > self._memory:
             raise MemoryLimitError(
-                f"The loader needs {n_buffers} buffers of {self._largest:,} rows, {format_bytes(nbytes)} in all, and may "
-                f"take {format_bytes(self._memory)}. Read smaller blocks, such as read_parquet(..., block_nbytes="
+                f"The loader needs {n_buffers} buffers of {self._largest:,} rows, {format_bytes(nbytes)} in all, and "
+                f"may take {format_bytes(self._memory)}. Read smaller blocks, such as read_parquet(..., block_nbytes="
                 f"{max(self._memory // (2 * n_buffers), 1)}) from files of as small row groups, or mix fewer of them."
             )
 
@@ -283,7 +285,9 @@ class Loader:
     def __repr__(self) -> str:
         """Say what is read, and where it is."""
         how = ", ".join(f"{name}={value!r}" for name, value in self._how.items())
-        return f"Loader of {source_name(self._blocks.source)}: {how}; at epoch {self._epoch}, step {self._step}"
+        return (
+            f"Loader of {source_name(self._blocks.source)}: {how}; at epoch {self._epoch}, step {self._step}"
+        )
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -299,9 +303,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def _checked_how(
-    batch_size: Any, shuffle: Any, mix: Any, shares: Any, random_state: Any
-) -> dict[str, Any]:
+def _checked_how(batch_size: Any, shuffle: Any, mix: Any, shares: Any, random_state: Any) -> dict[str, Any]:
     Epochs(shuffle=shuffle, mix=mix, random_state=random_state)  # which refuses what is no order
     return {
         "batch_size": check_count("batch_size", batch_size),
@@ -326,7 +328,9 @@ def _checked_transform(transform: Any) -> Any:
     if transform is None:
         return None
     if not hasattr(transform, "transform"):
-        raise InputError(f"transform must be a fitted transformer, but {transform!r} has no method transform.")
+        raise InputError(
+            f"transform must be a fitted transformer, but {transform!r} has no method transform."
+        )
     try:
         check_is_fitted(transform)
     except NotFittedError as err:

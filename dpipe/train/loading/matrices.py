@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from dpipe.blocks.matrix import learner_matrix
 from dpipe.blocks.rows import Rows, checked_weights
-from dpipe.blocks.table import Block, n_rows, numbers
+from dpipe.blocks.table import Block, numbers
 from dpipe.blocks.threads import single_threaded_blas
 from dpipe.errors import InputError
 from dpipe.families.fitted import transformed
@@ -117,15 +117,13 @@ def _prepared(block: Block, transform: Estimator | None, dtype: np.dtype[Any]) -
             made = learner_matrix(transformed(transform, block))
         if not isinstance(made, np.ndarray) or made.dtype.kind not in "iufb":
             made = numbers(made)
-    if sp.issparse(made):
-        made = made.astype(dtype).toarray()
-    return made
+    return made.astype(dtype).toarray() if sp.issparse(made) else made  # type: ignore[union-attr]
 
 
 def _transpose_table(out: np.ndarray, table: pa.Table) -> None:
     """Write the columns of a table into a row-major matrix, nulls as NaN."""
-    columns = [_plain_column(column) for column in table.columns]
-    if any(column is None for column in columns):
+    columns = [column.to_numpy() for column in table.columns if _is_plain(column)]
+    if len(columns) < table.num_columns:
         _transpose(out, numbers(table))
         return
     held = np.empty((len(columns), min(_ROWS_AT_A_TIME, len(out))), dtype=out.dtype)
@@ -137,13 +135,10 @@ def _transpose_table(out: np.ndarray, table: pa.Table) -> None:
         out[part] = some.T
 
 
-def _plain_column(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Give a column of numbers without nulls as it is in memory; None if it is not so simple."""
+def _is_plain(column: pa.ChunkedArray) -> bool:
+    """Tell whether a column holds numbers without nulls, which are in memory as NumPy has them."""
     kind = column.type
-    if column.null_count or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return None
-    values: np.ndarray = column.to_numpy()  # a copy only where there are several chunks
-    return values
+    return not column.null_count and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _transpose(out: np.ndarray, matrix: np.ndarray) -> None:
@@ -151,8 +146,3 @@ def _transpose(out: np.ndarray, matrix: np.ndarray) -> None:
     for start in range(0, len(out), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
         out[part] = matrix[part]
-
-
-def n_rows_of(rows: Rows) -> int:
-    """Count the rows of a block."""
-    return n_rows(rows.X)

@@ -84,7 +84,11 @@ class Ring:
     def _schedule(self) -> Iterator[tuple[_Held, int]]:
         """Give the pieces in the order in which the batches need their groups."""
         of_batch = self._order.counts(0)
-        held = [(each.group.start // of_batch[share], share, each) for share in self._shares for each in self._queues[share]]
+        held = [
+            (each.group.start // of_batch[share], share, each)
+            for share in self._shares
+            for each in self._queues[share]
+        ]
         for _, _, each in sorted(held, key=lambda item: item[:2]):
             each.missing = len(each.group.pieces)
             for i in range(len(each.group.pieces)):
@@ -190,7 +194,9 @@ class Ring:
     def _release(self, share: int) -> None:
         """Give the buffers of a group back."""
         with self._changed:
-            self._free += self._queues[share].pop(0).buffers
+            held = self._queues[share].pop(0)
+            held.rows = None  # the schedule still knows the group
+            self._free += held.buffers
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -92,7 +92,10 @@ def test_batches_are_contiguous_and_the_callers_own(files):
 def test_other_sources_give_the_same_kind_of_batches(frame, kind):
     X, y = frame.drop(columns="y"), frame["y"]
     if kind == "dask array":
-        given = da.from_array(X.to_numpy(dtype="float64"), chunks=(90, -1)), da.from_array(y.to_numpy(), chunks=90)
+        given = (
+            da.from_array(X.to_numpy(dtype="float64"), chunks=(90, -1)),
+            da.from_array(y.to_numpy(), chunks=90),
+        )
     elif kind == "numpy":
         given = X.to_numpy(dtype="float64"), y.to_numpy()
     elif kind == "pandas":
@@ -121,9 +124,7 @@ def test_zarr_stores_and_fields_with_gaps(frame, tmp_path):
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4])
 def test_ranks_read_their_shares_of_the_same_batches(frame, files, n_ranks):
     whole = list(numpy_loader(read(files), shares=4))
-    parts = [
-        list(numpy_loader(read(files), shares=4, rank=rank, n_ranks=n_ranks)) for rank in range(n_ranks)
-    ]
+    parts = [list(numpy_loader(read(files), shares=4, rank=rank, n_ranks=n_ranks)) for rank in range(n_ranks)]
     assert {len(own) for own in parts} == {len(whole)}
     for step, (X, y) in enumerate(whole):
         found = gathered([own[step] for own in parts])
@@ -190,7 +191,9 @@ def test_weights_and_nulls_and_several_chunks(tmp_path):
     w = pa.array(np.linspace(0, 1, n))
     table = pa.table({"a": a, "b": pa.array(range(n)), "t": pa.array(np.arange(n) / 2), "w": w})
     pq.write_table(table, tmp_path / "0.parquet", row_group_size=20)
-    X, y, weights = gathered(numpy_loader(dpipe.read_parquet(tmp_path), "t", sample_weight="w", batch_size=10))
+    X, y, weights = gathered(
+        numpy_loader(dpipe.read_parquet(tmp_path), "t", sample_weight="w", batch_size=10)
+    )
     i = (y * 2).astype(int)
     assert sorted(i.tolist()) == list(range(n))
     np.testing.assert_array_equal(np.isnan(X[:, 0]), i % 7 == 0)
@@ -230,7 +233,10 @@ def test_what_a_reader_raises_is_raised_where_batches_are_taken(files, tmp_path)
 
 
 def test_buffers_that_do_not_fit_are_refused_before_anything_is_read(files):
-    with raise_if_computes(), pytest.raises(MemoryLimitError, match=r"6 buffers of 70 rows, .* and may take 1\.00 kiB"):
+    with (
+        raise_if_computes(),
+        pytest.raises(MemoryLimitError, match=r"6 buffers of 70 rows, .* and may take 1\.00 kiB"),
+    ):
         numpy_loader(read(files), memory="1 KiB")
     assert len(list(numpy_loader(read(files), memory="64 KiB"))) == 11
 
