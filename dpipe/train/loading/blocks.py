@@ -56,6 +56,14 @@ class Blocks:
         if None not in known:
             self._lengths = tuple(n for n in known if n is not None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel without what is held here, and without the lock."""
+        return {**self.__dict__, "_held": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive."""
+        self.__dict__.update(state, _lock=threading.Lock())
+
     @property
     def known(self) -> bool:
         """Whether the lengths of all blocks are known."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -134,11 +135,17 @@ class Loader:
         self._transform = _checked_transform(transform)
         self._blocks = Blocks(open_source(*as_samples(X, y, sample_weight, sample_dims, missing)), threads)
         self._memory = None if memory is None else parse_bytes(memory)
-        self._torch = _torch(type(self)) if tensors else None
+        self._tensors = bool(tensors)
+        _ = self._torch  # told now if it is missing
         self._epoch = self._step = 0
         if self._blocks.known:
             _ = self.order
             self._check_memory(self._blocks.width if transform is None else 0)
+
+    @property
+    def _torch(self) -> Any:
+        """The module torch; None if arrays are given."""
+        return _torch(type(self)) if self._tensors else None
 
     @cached_property
     def order(self) -> BatchOrder:
@@ -246,7 +253,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Give the batches that are left of this epoch."""
-        if self._torch is not None and self._torch.utils.data.get_worker_info() is not None:
+        torch = self._torch
+        if torch is not None and torch.utils.data.get_worker_info() is not None:
             raise InputError(
                 "A loader reads by threads of its own, and each worker process of a DataLoader would give all batches. "
                 "Use DataLoader(loader, batch_size=None, num_workers=0), or the loader alone."
@@ -272,12 +280,13 @@ class Loader:
 
     def _room(self, n: int) -> tuple[Sequence[np.ndarray], tuple[Any, ...]]:
         """Make room for a batch: the arrays to write to, and what is given."""
-        if self._torch is None:
+        if not self._tensors:
             arrays = self._columns.buffers(n)
             return arrays, tuple(arrays)
-        pinned = self._torch.cuda.is_available()
+        torch = sys.modules["torch"]
+        pinned = torch.cuda.is_available()
         tensors = tuple(
-            self._torch.empty((n, *shape), dtype=getattr(self._torch, dtype.name), pin_memory=pinned)
+            torch.empty((n, *shape), dtype=getattr(torch, dtype.name), pin_memory=pinned)
             for shape, dtype in self._columns.shapes
         )
         return [tensor.numpy() for tensor in tensors], tensors

@@ -3,6 +3,7 @@
 import shutil
 import threading
 
+import cloudpickle
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -159,6 +160,14 @@ def test_a_position_goes_on_with_other_ranks(files):
     found = [gathered(parts)[1] for parts in zip(*halves, strict=True)]
     expected = [y for _, y in whole[len(loader) + 5 :]]
     assert [y.tolist() for y in found] == [y.tolist() for y in expected]
+
+
+def test_a_loader_travels_to_another_process_with_its_position(files):
+    loader = numpy_loader(read(files))
+    next(iter(loader))
+    left = cloudpickle.loads(cloudpickle.dumps(loader))
+    assert left.state_dict() == loader.state_dict()
+    assert [y.tolist() for _, y in left] == [y.tolist() for _, y in loader]
 
 
 def test_a_position_of_another_order_is_refused(files):
