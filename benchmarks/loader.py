@@ -73,7 +73,7 @@ def _iterable(paths: Sequence[Path]) -> Any:
     import torch
     from torch.utils.data import IterableDataset, get_worker_info
 
-    class Groups(IterableDataset):  # type: ignore[type-arg]
+    class Groups(IterableDataset[Any]):  # type: ignore[misc,unused-ignore]
         def __iter__(self) -> Iterator[Any]:
             files = [pq.ParquetFile(path) for path in paths]
             groups = [(i, g) for i, file in enumerate(files) for g in range(file.num_row_groups)]
