@@ -1,6 +1,7 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
 
 from dpipe import fields
+from dpipe.collect.arrow_files import read_arrow
 from dpipe.collect.contract import Contract
 from dpipe.collect.csv import read_csv
 from dpipe.collect.drift import drift
@@ -27,6 +28,7 @@ from dpipe.outputs.rechunk import plan_rechunk, rechunk
 from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
+from dpipe.train.loading.loader import Loader
 from dpipe.train.quantile import quantile
 from dpipe.tuning.cross_validate import cross_validate
 from dpipe.tuning.search import Search, search
@@ -37,6 +39,7 @@ __all__ = [
     "DpipeError",
     "Epoch",
     "Epochs",
+    "Loader",
     "Pipeline",
     "Search",
     "append_zarr",
@@ -59,6 +62,7 @@ __all__ = [
     "predict",
     "quantile",
     "quarantined",
+    "read_arrow",
     "read_csv",
     "read_parquet",
     "rechunk",

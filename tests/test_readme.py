@@ -13,6 +13,7 @@ import xarray as xr
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sklearn.preprocessing import StandardScaler
 
 import dpipe
 from tests.conftest import CHECKOUT
@@ -133,6 +134,22 @@ def test_the_example_of_labelled_arrays_runs():
     found = names["regimes"](climate.chunk(time=10)).compute()
     assert found.dims == ("lat", "lon")
     assert int(found.isnull().sum()) == 6
+
+
+def test_the_example_of_the_loader_learns():
+    torch = pytest.importorskip("torch", reason="the example is of PyTorch")
+    (source,) = [block for block in blocks(README, "python") if "dpipe.Loader" in block]
+    names: dict = {}
+    exec(compile(source, "README.md", "exec"), names)
+    hours = np.random.default_rng(0).uniform(0, 24, size=20_000)
+    frame = dd.from_pandas(pd.DataFrame({"hour": hours, "late": (hours > 15).astype("int8")}), npartitions=3)
+    scaler = dpipe.fit(StandardScaler(), frame[["hour"]])
+    torch.manual_seed(0)
+    module = torch.nn.Linear(1, 2)
+    position = names["learned"](module, torch.optim.Adam(module.parameters(), 0.1), scaler, frame, epochs=10)
+    assert (position["epoch"], position["step"]) == (10, 0)
+    predicted = module(torch.tensor(scaler.transform(frame[["hour"]].compute())).float()).argmax(dim=1)
+    assert (predicted.numpy() == (hours > 15)).mean() > 0.9
 
 
 def test_environment_yml_names_the_same_packages():

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import dask.dataframe as dd
 import pandas as pd
@@ -49,6 +49,7 @@ class ParquetReader:
     """Credentials may be among them: they are no part of what the data is, and are not shown."""
     on_corrupt: str = "raise"
     """Whether to raise or to skip what cannot be read."""
+    kind: ClassVar[str] = "Parquet"
 
     def __call__(self, block: BlockSpec, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read one block for Dask: a pandas frame."""
@@ -96,7 +97,7 @@ class ParquetReader:
 
     def _decoded(self, block: BlockSpec, wanted: Sequence[str]) -> tuple[dict[str, str | None], pa.Table]:
         with parquet_file(block.path, self.storage_options, self.dictionaries) as parquet:
-            found = _spelling(wanted, parquet.schema_arrow.names)
+            found = spelling(wanted, parquet.schema_arrow.names)
             names = [name for name in found.values() if name]
             parts = [
                 parquet.read_row_groups(block.row_groups, columns=some, use_threads=False)
@@ -163,7 +164,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, path: str) -> p
         ) from err
 
 
-def _spelling(wanted: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
+def spelling(wanted: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
     """Find each wanted column in a file: as written, or else by a spelling that differs in case only."""
     lower = {name.lower(): name for name in names}
     return {name: name if name in names else lower.get(name.lower()) for name in wanted}
@@ -374,14 +375,18 @@ def blocks_of_files(
 
 def blocks_of_file(path: str, footer: Footer, schema: pa.Schema, limit: int) -> list[BlockSpec]:
     """Join neighbouring row groups of a file to blocks of at most `limit` decoded bytes."""
-    most = max(limit // row_nbytes(schema), 1)
-    metadata, stamp = footer.metadata, footer.stamp
+    metadata = footer.metadata
+    lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return joined_blocks(path, lengths, footer.stamp, max(limit // row_nbytes(schema), 1))
+
+
+def joined_blocks(path: str, lengths: Sequence[int], stamp: Stamp, most: int) -> list[BlockSpec]:
+    """Join neighbouring parts of a file, of some lengths, to blocks of at most `most` rows."""
     blocks: list[BlockSpec] = []
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
+    for part, rows in enumerate(lengths):
         if blocks and blocks[-1].n_rows + rows <= most:
             last = blocks[-1]
-            blocks[-1] = replace(last, row_groups=(*last.row_groups, group), n_rows=last.n_rows + rows)
+            blocks[-1] = replace(last, row_groups=(*last.row_groups, part), n_rows=last.n_rows + rows)
         else:
-            blocks.append(BlockSpec(path, (group,), rows, stamp))
+            blocks.append(BlockSpec(path, (part,), rows, stamp))
     return blocks or [BlockSpec(path, (), 0, stamp)]

@@ -433,6 +433,6 @@ def source_name(source: Source) -> str:
         if found is not None:
             folders = sorted({os.path.dirname(block.path) or "." for block in found.blocks})
             files = len({block.path for block in found.blocks})
-            return f"{files} Parquet file{'s' * (files > 1)} in {', '.join(folders[:2])}"
+            return f"{files} {found.reader.kind} file{'s' * (files > 1)} in {', '.join(folders[:2])}"
         return "a Dask DataFrame"
     return {"numpy": "a Dask Array", "memory": "memory"}[source.decoded]

@@ -1,0 +1,1 @@
+"""Batches for networks, read at the speed of decoding."""
