@@ -68,12 +68,12 @@ def test_a_pipeline_of_arrays_equals_scikit_learn_by_hand(folder, tmp_path):
     workdir = tmp_path / "work"
     with raise_if_computes():
         pipe = build(f"{folder}/*.nc", workdir)
-        plan = str(pipe.plan(memory="1 GiB"))
+        plan = str(pipe.plan(memory="8 GiB"))
         assert "train (PCA) takes lat and lon as features" in plan
         assert "to chunks of time=30, lat=4, lon=6" in plan
         assert "collect" in pipe.plan()._repr_html_()
     assert not workdir.exists()
-    run = pipe.run(progress=False, memory="1 GiB")
+    run = pipe.run(progress=False, memory="8 GiB")
     wanted = by_hand(folder)
     np.testing.assert_allclose(run.model.explained_variance_, wanted.explained_variance_, rtol=1e-5)
     stored = dpipe.open_zarr(workdir / "stores" / "collect.zarr")
