@@ -69,7 +69,7 @@ class Case:
     def params(self):
         for kind in self.inputs:
             # a function by its name: processes that share the tests must agree on what they are called
-            named = re.sub(r"<function (\w+) at 0x\w+>", r"\1", str(self.estimator).replace("\n", ""))
+            named = re.sub(r"<function (\S+) at 0x\w+>", r"\1", str(self.estimator).replace("\n", ""))
             words = [named, "+".join(self.columns), kind]
             words += [self.y] * (self.y is not None) + ["weighted"] * self.weighted
             yield pytest.param(self, kind, id=" ".join(" ".join(words).split()))
