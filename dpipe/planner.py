@@ -12,7 +12,7 @@ from typing import Any
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
 from dpipe.families import boosting
-from dpipe.families.by_size import chosen_by_size, reasons, state_nbytes
+from dpipe.families.by_size import chosen_by_size, reasons, run_length, state_nbytes
 from dpipe.families.compose import Fit, Walk, final_fit
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
@@ -256,7 +256,7 @@ class _Pass:
             columns = tuple(sorted(frozenset().union(*(found for found in needed if found is not None))))
         if columns == tuple(range(len(shape.names))):
             columns = None
-        return replace(step, columns=columns, every=self._every(shape))
+        return _with_runs(replace(step, columns=columns, every=self._every(shape)), shape)
 
     def _every(self, shape: DataShape) -> int:
         """Read some of the blocks only where a sample is all that is collected."""
@@ -264,6 +264,18 @@ class _Pass:
         if not only_samples or not self.collects or self.refines or shape.n_rows is None:
             return 1
         return _SAMPLE_EVERY if len(shape.rows) >= _SAMPLE_EVERY * _FEWEST_SAMPLED else 1
+
+
+def _with_runs(step: ProgramPass, shape: DataShape) -> ProgramPass:
+    """Choose how large states are added up and merged."""
+    rows = shape.block_rows
+    nbytes = None if rows is None else rows * sum(shape.row_nbytes)
+    chained = any(fit.way.footprint is not None for fit in _fits_of(step))
+    return replace(step, run=run_length(step.refines, len(shape.rows), nbytes), chained=chained)
+
+
+def _fits_of(step: ProgramPass) -> list[Fit]:
+    return [*step.refines, *(finish.fit for finish in step.finishes)]
 
 
 def needs_places(walk: Walk) -> bool:
@@ -483,8 +495,8 @@ def _projected(
         held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
-    fits = [*step.refines, *(finish.fit for finish in step.finishes)]
-    held += state_nbytes(fits, n_states_held(len(shape.rows), resources.threads))
+    n_states = -(-len(shape.rows) // step.run)
+    held += state_nbytes(_fits_of(step), n_states_held(n_states, resources.threads))
     return int(resources.reserved + max(resources.threads * rows * (read + made) + held, trained))
 
 
