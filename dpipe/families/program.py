@@ -76,6 +76,8 @@ class ProgramPass:
     """Whether its states are so large that few of them may wait to be merged."""
     scratch: str | None = None
     """The folder in which the transformed blocks are kept from the first reading on; None to read again."""
+    held: bool = False
+    """Whether they are kept in memory instead."""
 
     @property
     def sampled(self) -> slice:
