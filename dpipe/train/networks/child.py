@@ -39,7 +39,7 @@ class Meeting:
 
     def store(self) -> Any:
         """Connect."""
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined,unused-ignore]
 
         wait = timedelta(seconds=self.timeout_s)
         return PrefixStore(self.token, TCPStore(self.host, self.port, is_master=False, timeout=wait))

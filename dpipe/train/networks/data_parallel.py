@@ -25,8 +25,8 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
     """Train a PyTorch module on data larger than memory: each process learns its part of every batch.
 
     On the workers of a Dask cluster, one process each, or in `ranks` processes of this machine. Gradients are averaged
-    over the rows of a batch, so that any number of processes learns what one would, up to rounding; layers that look at a
-    whole batch, such as BatchNorm, see their own part of it.
+    over the rows of a batch, so that any number of processes learns what one would, up to rounding; layers that look
+    at a whole batch, such as BatchNorm, see their own part of it.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
     schedule : callable ``(optimizer) -> schedule``, optional
         A learning-rate schedule of torch, which goes on after each batch.
     validation : tuple, optional
-        Rows of their own, (X, y), on which the loss is computed after each epoch; the weights of the best one are given.
+        Rows of their own, (X, y), on which the loss is computed after each epoch; the weights of the best are given.
     patience : int, default 5
         Epochs without a better loss there until training stops.
     tol : float, default 1e-4
@@ -170,7 +170,7 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
 
         rows = torch.as_tensor(np.asarray(X), dtype=torch.float32)
         with torch.no_grad():
-            parts = [self.module_(some) for some in rows.split(max(self.batch_size, 1))]
+            parts = [self.module_(some) for some in torch.split(rows, self.batch_size)]
         return np.asarray(torch.cat(parts)) if parts else np.empty(0, dtype=np.float32)
 
     def _loader(self, X: Any, y: Any) -> Loader:

@@ -36,9 +36,8 @@ def train_here(recipe: Recipe, n_ranks: int, timeout_s: float) -> Trained:
         meeting = Meeting("127.0.0.1", open_store(token, "127.0.0.1"), token, timeout_s)
         try:
             with ThreadPoolExecutor(n_ranks) as pool:
-                ended = list(
-                    pool.map(lambda rank: run_rank(recipe, rank, n_ranks, meeting, 1), range(n_ranks))
-                )
+                asked = [pool.submit(run_rank, recipe, rank, n_ranks, meeting, 1) for rank in range(n_ranks)]
+            ended = [each.result() for each in asked]
         finally:
             close_store(token)
         found = _outcome(ended)
@@ -139,8 +138,8 @@ def _outcome(ended: Sequence[Ended]) -> Trained | None:
 def _broken(ended: Sequence[Ended]) -> ClusterError:
     why = " ".join(each.why for each in ended if each.why)
     return ClusterError(
-        f"Groups of processes that train a network broke {_MOST_BROKEN} times in a row. {why} Give them more memory, or "
-        "smaller batches, and run again: with a workdir, training goes on from its last checkpoint."
+        f"Groups of processes that train a network broke {_MOST_BROKEN} times in a row. {why} Give them more memory, "
+        "or smaller batches, and run again: with a workdir, training goes on from its last checkpoint."
     )
 
 
@@ -155,7 +154,7 @@ _lock = threading.Lock()
 
 def open_store(token: str, host: str) -> int:
     """Open the store in which the ranks of a group find each other, in this process; give its port."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     with _lock:

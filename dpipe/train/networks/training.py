@@ -1,7 +1,7 @@
 """What one process does when a network is trained: its part of every batch, and the same weights as the others.
 
-The batches are those of a `Loader`, which are the same for any number of processes. A gradient is the mean over all rows of
-a batch, whoever has computed it: what comes out is what one process would learn from the whole batches, up to rounding.
+The batches are those of a `Loader`, which are the same for any number of processes. A gradient is the mean over all
+rows of a batch, whoever has computed it: what comes out is what one process would learn, up to rounding.
 """
 
 import contextlib
@@ -160,7 +160,7 @@ class _Training:
         if self._torch.isfinite(self._torch.stack([grad.sum() for grad in grads])).all():
             return
         raise InputError(
-            f"The loss is no longer finite: batch {step} of epoch {epoch}, counted from 0 (here it is {float(loss):g}). "
+            f"The loss is no longer finite: batch {step} of epoch {epoch}, counted from 0 (here {float(loss):g}). "
             "Give a smaller learning rate, scale the features, or look for values that are not finite. The last "
             "checkpoint is of before."
         )

@@ -122,7 +122,9 @@ def test_training_goes_on_with_the_workers_that_are_left(tmp_path, victim):
     given = {"epochs": 6, "checkpoint_every": 2}
     expected = estimator(**given).fit(X, Y)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster) as client,
     ):
         pids = client.run(os.getpid)
