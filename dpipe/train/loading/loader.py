@@ -159,6 +159,11 @@ class Loader:
         give_back()  # the block that the row was of
         return found
 
+    @property
+    def shapes(self) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape of one row, and type, of each part of a batch; a row is read to tell."""
+        return self._columns.shapes
+
     def __len__(self) -> int:
         """Count the batches of an epoch, the same for all ranks."""
         return self.order.n_steps
