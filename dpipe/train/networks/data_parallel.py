@@ -1,41 +1,44 @@
 """`DataParallel`: a network as a scikit-learn estimator, trained by several processes together."""
 
-import contextlib
-import copy
-import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from distributed import Client
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted
+from sklearn.pipeline import Pipeline
 
-from dpipe.cluster.local import find_place
 from dpipe.errors import InputError
-from dpipe.ledger.fingerprint import Fingerprinter, Unknowable
+from dpipe.train.fit import fit
 from dpipe.train.loading.loader import Loader, check_count
-from dpipe.train.networks.team import train_here, train_on
-from dpipe.train.networks.training import Ranks, Recipe, train
+from dpipe.train.networks.estimator import NetworkEstimator
+from dpipe.train.networks.prepared import PreparedNetwork, learned_network, prepare_network
+from dpipe.train.networks.ranks import Ranks
+from dpipe.train.networks.training import Recipe, train
 
 
-class DataParallel(BaseEstimator):  # type: ignore[misc]
+class DataParallel(NetworkEstimator):
     """Train a PyTorch module on data larger than memory: each process learns its part of every batch.
 
     On the workers of a Dask cluster, one process each, or in `ranks` processes of this machine. Gradients are averaged
     over the rows of a batch, so that any number of processes learns what one would, up to rounding; layers that look
     at a whole batch, such as BatchNorm, see their own part of it.
 
+    An estimator for `dpipe.fit`, `dpipe.plan`, `dpipe.search` and `Pipeline.train`, alone or as the last step of a
+    scikit-learn pipeline, whose transformers are fitted first, and applied while batches are read.
+
     Parameters
     ----------
     module : torch.nn.Module
         In its first state; it is copied.
     loss : callable ``(output, y) -> loss``
-        The mean over the rows, such as `torch.nn.functional.cross_entropy`.
+        The mean over the rows, such as `torch.nn.functional.cross_entropy`. Labels come as int64, by their place in
+        `classes`; numbers, and labels where the module has one output, as floats.
     optimizer : callable ``(parameters) -> torch.optim.Optimizer``
         Such as ``functools.partial(torch.optim.SGD, lr=0.1)``.
+    classes : sequence of int, optional
+        The labels, in the order of the module's outputs, which are logits; of two labels one output will do. Then
+        `predict` gives labels, and `predict_proba` probabilities. Without them it gives what the module gives.
     batch_size, shuffle, mix, shares, random_state
         As for `dpipe.Loader`; a batch is of all processes together.
     epochs : int, default 1
@@ -51,7 +54,15 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
     tol : float, default 1e-4
         By how much it must be better.
     ranks : int, optional
-        Processes. Default: as many as the cluster has workers; without a cluster one, which is this one.
+        Processes. Default: as many as the cluster has workers, but no more than shares; without a cluster one, which
+        is this one.
+    precision : {"float32", "bfloat16"}, default "float32"
+        bfloat16 computes layers in it where that is safe, on hardware that has it; weights stay float32.
+    sharded : bool, default False
+        Have each process keep a part of parameters, gradients and optimizer state only (`fully_shard`), for networks
+        whose states do not fit one worker.
+    device : {"cpu", "cuda"}, optional
+        Default: the GPU, where a worker has one.
     checkpoint_every : int, default 100
         Batches from one checkpoint to the next; one is written after each epoch, too.
     timeout_s : float, default 60
@@ -65,6 +76,18 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
         The mean loss of each batch.
     validation_losses_ : list of float
         That of each epoch on the rows of `validation`.
+
+    Examples
+    --------
+    >>> import functools, numpy as np, torch
+    >>> X = np.random.default_rng(0).normal(size=(256, 2))
+    >>> layers = torch.nn.Linear(2, 1), torch.nn.Flatten(0)
+    >>> sgd = functools.partial(torch.optim.SGD, lr=0.5)
+    >>> how = {"batch_size": 64, "epochs": 20}
+    >>> network = DataParallel(torch.nn.Sequential(*layers), torch.nn.functional.mse_loss, sgd, **how)
+    >>> fitted = network.fit(X, X[:, 0] - X[:, 1])
+    >>> fitted.predict([[3.0, 1.0]]).round(2)
+    array([2.], dtype=float32)
     """
 
     def __init__(
@@ -73,6 +96,7 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
         loss: Callable[[Any, Any], Any],
         optimizer: Callable[[Any], Any],
         *,
+        classes: Any = None,
         batch_size: int = 1024,
         epochs: int = 1,
         shuffle: str | None = "rows",
@@ -85,12 +109,16 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
         patience: int = 5,
         tol: float = 1e-4,
         ranks: int | None = None,
+        precision: str = "float32",
+        sharded: bool = False,
+        device: str | None = None,
         checkpoint_every: int = 100,
         timeout_s: float = 60.0,
     ) -> None:
         self.module = module
         self.loss = loss
         self.optimizer = optimizer
+        self.classes = classes
         self.batch_size = batch_size
         self.epochs = epochs
         self.shuffle = shuffle
@@ -103,6 +131,9 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
         self.patience = patience
         self.tol = tol
         self.ranks = ranks
+        self.precision = precision
+        self.sharded = sharded
+        self.device = device
         self.checkpoint_every = checkpoint_every
         self.timeout_s = timeout_s
 
@@ -111,19 +142,41 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
         X: Any,
         y: Any,
         *,
+        memory: int | str | None = None,
         client: Client | None = None,
         workdir: str | os.PathLike[str] | None = None,
     ) -> "DataParallel":
-        """Learn.
+        """Learn; `dpipe.fit` gives a fitted clone instead, and takes the same arguments.
+
+        Returns
+        -------
+        DataParallel
+            Itself.
+
+        Raises
+        ------
+        DpipeError
+            As `dpipe.fit` does.
+        InputError
+            If the loss is no longer finite.
+        ClusterError
+            If the processes of group after group die.
+        """
+        fitted = fit(self, X, y, memory=memory, client=client, workdir=workdir)
+        for name, value in vars(fitted).items():
+            if name.endswith("_"):
+                setattr(self, name, value)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "DataParallel":
+        """Learn some rows in memory once, batch after batch in random order, in this process; go on from the last call.
 
         Parameters
         ----------
         X, y
-            As for `dpipe.Loader`.
-        client : distributed.Client, optional
-            Default: the current one.
-        workdir : path, optional
-            A folder that all workers see. Checkpoints are written there, and training goes on from the last one.
+            Of shape (n_samples, n_features) and (n_samples,).
+        classes : sequence, optional
+            Those of `classes`, as scikit-learn's classifiers are told them.
 
         Returns
         -------
@@ -133,58 +186,58 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         InputError
-            If a parameter or the data does not do, or the loss is no longer finite.
-        ClusterError
-            If the processes of group after group die.
+            If `classes` are others than the parameter says, or the loss is no longer finite.
         """
-        recipe = self._recipe(self._loader(X, y), workdir)
-        place = find_place(client, None, len(recipe.loader.order.lengths))
-        far = place.client is not None and place.workers > 1
-        n_ranks = self.ranks or (place.workers if far else 1)
-        if n_ranks > self.shares:
+        if classes is not None and (self.classes is None or not set(np.unique(classes)) <= set(self.classes)):
             raise InputError(
-                f"{n_ranks} processes cannot read shares={self.shares}: each needs one. Give shares={n_ranks} or more, "
-                "or fewer ranks."
+                f"classes={list(classes)!r}, but the network was given classes={self.classes!r}."
             )
-        if place.client is not None and far:
-            trained = train_on(place.client, recipe, n_ranks, self.timeout_s)
-        elif n_ranks > 1:
-            trained = train_here(recipe, n_ranks, self.timeout_s)
-        else:
-            trained = train(recipe, Ranks())
-        self.module_ = copy.deepcopy(self.module)
-        self.module_.load_state_dict(trained.weights)
-        self.module_.eval()
-        self.losses_, self.validation_losses_ = trained.losses, trained.scores
+        calls = getattr(self, "n_calls_", 0)
+        started = self if not calls else self._going_on()
+        recipe = started.recipe(X, y, random_state=self.random_state + calls)
+        trained = train(recipe, Ranks(wanted=self.device), memory=getattr(self, "optimizer_state_", None))
+        learned = learned_network(started, trained, None, recipe.loader.width)
+        self.module_, self.n_features_in_ = learned.module_, learned.n_features_in_
+        self.losses_ = [*getattr(self, "losses_", []), *learned.losses_]
+        self.optimizer_state_, self.n_calls_ = trained.optimizer, calls + 1
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Give what the module gives for rows in memory, of shape (n_samples, ...).
+    def _going_on(self) -> "DataParallel":
+        """Give an estimator that begins with what this one has learned."""
+        return DataParallel(**{**self.get_params(deep=False), "module": self.module_})
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
+    def plan_own_fit(self, X: Any, y: Any, sample_weight: Any, **place: Any) -> PreparedNetwork:
+        """Plan the training; see `dpipe.train.prepare.OwnFit`."""
+        return prepare_network(None, self, X, y, sample_weight, **place)
+
+    def plan_own_fit_of(
+        self, pipeline: Pipeline, X: Any, y: Any, sample_weight: Any, **place: Any
+    ) -> PreparedNetwork:
+        """Plan the training as the last step of a pipeline."""
+        return prepare_network(pipeline, self, X, y, sample_weight, **place)
+
+    def recipe(self, X: Any, y: Any, transform: Any = None, random_state: int | None = None) -> Recipe:
+        """Say what is to be trained, and how; computes nothing.
+
+        Raises
+        ------
+        InputError
+            If a parameter does not do.
         """
-        check_is_fitted(self, "module_")
-        import torch
-
-        rows = torch.as_tensor(np.asarray(X), dtype=torch.float32)
-        with torch.no_grad():
-            parts = [self.module_(some) for some in torch.split(rows, self.batch_size)]
-        return np.asarray(torch.cat(parts)) if parts else np.empty(0, dtype=np.float32)
-
-    def _loader(self, X: Any, y: Any) -> Loader:
-        how = {"batch_size": self.batch_size, "shuffle": self.shuffle, "mix": self.mix, "shares": self.shares}
-        return Loader(X, y, random_state=self.random_state, **how)  # type: ignore[arg-type]
-
-    def _recipe(self, loader: Loader, workdir: str | os.PathLike[str] | None) -> Recipe:
+        how: dict[str, Any] = {"batch_size": self.batch_size, "shares": self.shares, "transform": transform}
+        seed = self.random_state if random_state is None else random_state
+        loader = Loader(X, y, random_state=seed, shuffle=self.shuffle, mix=self.mix, **how)  # type: ignore[arg-type]
         validation = None
         if self.validation is not None:
-            validation = Loader(
-                *self.validation, batch_size=self.batch_size, shuffle=None, shares=self.shares
-            )
-        if workdir is not None:
-            Path(workdir).mkdir(parents=True, exist_ok=True)
+            if not isinstance(self.validation, tuple) or len(self.validation) != 2:
+                raise InputError(f"validation must be rows of their own, (X, y), got {self.validation!r}.")
+            validation = Loader(*self.validation, shuffle=None, **how)
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}.")
+        if self.device not in (None, "cpu", "cuda"):
+            raise InputError(f"device must be 'cpu', 'cuda' or None, got {self.device!r}.")
+        if self.ranks is not None:
+            check_count("ranks", self.ranks)
         return Recipe(
             self.module,
             self.loss,
@@ -196,21 +249,23 @@ class DataParallel(BaseEstimator):  # type: ignore[misc]
             validation,
             check_count("patience", self.patience),
             self.tol,
-            None if workdir is None else os.fspath(workdir),
-            check_count("checkpoint_every", self.checkpoint_every),
-            self._identity(loader),
+            every=check_count("checkpoint_every", self.checkpoint_every),
+            classes=self._labels(),
+            precision=self.precision,
+            sharded=self.sharded,
         )
 
-    def _identity(self, loader: Loader) -> str:
-        """Digest what the weights follow from, as far as it can be looked at."""
-        found = hashlib.sha256(repr(self.module).encode())
-        for name, value in self.module.state_dict().items():
-            found.update(name.encode())
-            found.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
-        optimizer = self.optimizer(self.module.parameters())
-        found.update(repr((type(optimizer).__name__, optimizer.defaults)).encode())
-        found.update(repr((loader.state_dict()["order"], self.accumulate, self.validation is None)).encode())
-        for function in (self.loss, self.schedule):
-            with contextlib.suppress(Unknowable):
-                found.update(Fingerprinter().of(function).encode())
-        return found.hexdigest()[:32]
+    def _labels(self) -> tuple[int, ...] | None:
+        if self.classes is None:
+            return None
+        labels = np.asarray(self.classes)
+        if (
+            labels.ndim != 1
+            or labels.dtype.kind not in "iub"
+            or len(set(labels.tolist())) < max(len(labels), 2)
+        ):
+            raise InputError(
+                f"classes must be two or more different integers, in the order of the outputs, got {self.classes!r}. "
+                "Encode other labels first, as by y.map({label: number})."
+            )
+        return tuple(int(label) for label in labels)

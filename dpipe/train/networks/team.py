@@ -1,53 +1,37 @@
 """A group of ranks, and another one if it breaks: on the workers of a cluster, or in processes of this machine."""
 
 import contextlib
+import os
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from distributed import Client, wait
+from distributed import Client, Future, get_worker, wait
 from distributed.comm import get_address_host
 
 from dpipe.cluster.local import explained
+from dpipe.cluster.workers import addresses, alone, still_wanted
 from dpipe.errors import ClusterError, InputError
-from dpipe.train.networks.child import Ended, Meeting, run_rank
-from dpipe.train.networks.training import Recipe, Trained
+from dpipe.train.networks.child import Ended, Meeting, Work, packed, run_rank
+from dpipe.train.networks.ranks import Ranks
 
 #: Groups that may break in a row.
 _MOST_BROKEN = 4
+#: A group that has lasted so many times its timeout has come somewhere, and is not one in a row.
+_LASTED = 10
 _LOOK_EVERY_S = 0.5
+#: When one rank has ended, the others are told so by their connections; they have so long to say what is wrong.
+_GRACE_S = 5.0
+_LOCK = "dpipe-networks"
 
 
-def train_here(recipe: Recipe, n_ranks: int, timeout_s: float) -> Trained:
-    """Train in some processes of this machine.
-
-    Raises
-    ------
-    InputError
-        What a rank complains of.
-    ClusterError
-        If group after group breaks.
-    """
-    token = uuid.uuid4().hex
-    for _ in range(_MOST_BROKEN):
-        meeting = Meeting("127.0.0.1", open_store(token, "127.0.0.1"), token, timeout_s)
-        try:
-            with ThreadPoolExecutor(n_ranks) as pool:
-                asked = [pool.submit(run_rank, recipe, rank, n_ranks, meeting, 1) for rank in range(n_ranks)]
-            ended = [each.result() for each in asked]
-        finally:
-            close_store(token)
-        found = _outcome(ended)
-        if found is not None:
-            return found
-    raise _broken(ended)
-
-
-def train_on(client: Client, recipe: Recipe, most: int | None, timeout_s: float) -> Trained:
-    """Train on the workers of a cluster, one rank each; with those that are left, if one is lost.
+def run_here(work: Work, n_ranks: int, timeout_s: float, device: str | None = None) -> bytes:
+    """Have some processes of this machine do some work; give what rank 0 has found.
 
     Raises
     ------
@@ -56,113 +40,205 @@ def train_on(client: Client, recipe: Recipe, most: int | None, timeout_s: float)
     ClusterError
         If group after group breaks.
     """
+    told, threads = packed(work), max((os.cpu_count() or 1) // n_ranks, 1)
+
+    def attempt() -> list[Ended]:
+        meeting = Meeting("127.0.0.1", free_port("127.0.0.1"), uuid.uuid4().hex, timeout_s)
+        broken = _Broken()
+
+        def one(rank: int) -> Ended:
+            ranks = Ranks(rank, n_ranks, rank, n_ranks, "127.0.0.1", device)
+            ended = run_rank(told, ranks, meeting, threads, broken.still_whole)
+            if not ended.finished:
+                broken.tell()
+            return ended
+
+        with ThreadPoolExecutor(n_ranks) as pool:
+            return list(pool.map(one, range(n_ranks)))
+
+    return _until_whole(attempt, timeout_s)
+
+
+class _Broken:
+    """Whether a rank of a group has ended, and the others have had their time to say why."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def tell(self) -> None:
+        self._since = self._since or time.monotonic()
+
+    def still_whole(self) -> bool:
+        return self._since is None or time.monotonic() - self._since < _GRACE_S
+
+
+def run_on(
+    client: Client, work: Work, most: int | None, timeout_s: float, device: str | None = None
+) -> bytes:
+    """Have the workers of a cluster do some work, one rank each; with those that are left, if one is lost.
+
+    Parameters
+    ----------
+    client : Client
+    work : Work
+    most : int, optional
+        Ranks at most. Default: as many as there are workers.
+    timeout_s : float
+    device : str, optional
+
+    Returns
+    -------
+    bytes
+        What rank 0 has found.
+
+    Raises
+    ------
+    InputError
+        What a rank complains of.
+    ClusterError
+        If group after group breaks.
+    """
+    told = packed(work)
     avoided: set[str] = set()
-    ended: Sequence[Ended] = ()
-    with explained(client):
-        for _ in range(_MOST_BROKEN):
-            present = _addresses(client)
-            hosts = ([each for each in present if each not in avoided] or present)[:most]
-            ended, lost = _attempt(client, recipe, hosts, timeout_s)
-            avoided |= lost
-            found = _outcome(ended)
-            if found is not None:
-                return found
-    raise _broken(ended)
+
+    def attempt() -> list[Ended]:
+        present = addresses(client)
+        if not present:
+            client.wait_for_workers(1)
+            present = addresses(client)
+        hosts = ([each for each in present if each not in avoided] or present)[:most]
+        ended, lost = _Group(client, hosts, timeout_s, device).run(told)
+        avoided.update(lost)
+        return ended
+
+    with explained(client), alone(client, _LOCK):
+        return _until_whole(attempt, timeout_s)
 
 
-def _attempt(
-    client: Client, recipe: Recipe, hosts: Sequence[str], timeout_s: float
-) -> tuple[list[Ended], set[str]]:
-    """Have one group learn; give how its ranks have ended, and the workers that were lost."""
-    token, first = uuid.uuid4().hex, hosts[0]
-    where = get_address_host(first)
-    found = client.run(open_store, token, where, workers=[first], on_error="return")
-    if not isinstance(found.get(first), int):
-        return [], {first}
-    meeting = Meeting(where, found[first], token, timeout_s)
-    futures = {
-        host: client.submit(
-            run_rank,
-            recipe,
-            rank,
-            len(hosts),
-            meeting,
-            1,
-            workers=[host],
-            allow_other_workers=False,
-            pure=False,
-            retries=0,
-            key=f"network-rank-{token}-{rank}",
-        )
-        for rank, host in enumerate(hosts)
-    }
-    lost: set[str] = set()
-    try:
-        while not lost and any(not future.done() for future in futures.values()):
-            with contextlib.suppress(TimeoutError), client.as_current():
-                wait(list(futures.values()), timeout=_LOOK_EVERY_S)
-            lost = set(hosts) - set(_addresses(client))
-    finally:
-        with contextlib.suppress(OSError, KeyError, ValueError):
-            client.run(close_store, token, workers=[first], on_error="ignore")
-    left = {host: future for host, future in futures.items() if host not in lost}
-    return _results(left, timeout_s), lost
-
-
-def _results(futures: Mapping[str, Any], timeout_s: float) -> list[Ended]:
-    """Gather how ranks have ended; those that say nothing are as good as lost."""
-    until = time.monotonic() + timeout_s
-    ended = []
-    for future in futures.values():
-        with contextlib.suppress(TimeoutError):
-            ended.append(future.result(timeout=max(until - time.monotonic(), 1.0)))
-    return ended
-
-
-def _outcome(ended: Sequence[Ended]) -> Trained | None:
-    """Give what was learned; None if the group is broken.
+def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> bytes:
+    """Make groups until one has done it.
 
     Raises
     ------
     InputError
         What a rank complains of: it would do so again.
+    ClusterError
+        If group after group breaks.
     """
-    for each in ended:
-        if each.error:
-            raise InputError(each.error)
-    if not ended or not all(each.finished for each in ended):
-        return None
-    return next((each.trained for each in ended if each.trained is not None), None)
-
-
-def _broken(ended: Sequence[Ended]) -> ClusterError:
-    why = " ".join(each.why for each in ended if each.why)
-    return ClusterError(
+    broken = 0
+    while broken < _MOST_BROKEN:
+        began = time.monotonic()
+        ended = attempt()
+        for each in ended:
+            if each.error:
+                raise InputError(each.error)
+        if ended and all(each.finished for each in ended):
+            return next((each.found for each in ended if each.found), b"")
+        broken = 1 if time.monotonic() - began > _LASTED * timeout_s else broken + 1
+    why = " ".join(dict.fromkeys(each.why for each in ended if each.why))
+    raise ClusterError(
         f"Groups of processes that train a network broke {_MOST_BROKEN} times in a row. {why} Give them more memory, "
         "or smaller batches, and run again: with a workdir, training goes on from its last checkpoint."
     )
 
 
-def _addresses(client: Client) -> list[str]:
-    """List the workers that are left, always in the same order."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+class _Group:
+    """One group on the workers of a cluster."""
+
+    def __init__(self, client: Client, hosts: Sequence[str], timeout_s: float, device: str | None) -> None:
+        self._client, self._hosts, self._timeout_s, self._device = client, hosts, timeout_s, device
+
+    def run(self, told: bytes) -> tuple[list[Ended], set[str]]:
+        """Have it work; give how its ranks have ended, and the workers that were lost."""
+        first, token = self._hosts[0], uuid.uuid4().hex
+        where = get_address_host(first)
+        port = self._ask(first, free_port, where)
+        if not isinstance(port, int):
+            return [], {first}
+        meeting = Meeting(where, port, token, self._timeout_s)
+        with contextlib.suppress(OSError, TimeoutError, KeyError, ValueError):
+            # beside the tasks, so that it travels once, and not through the scheduler
+            held = self._client.scatter(told, workers=list(self._hosts), broadcast=True, hash=False)
+            futures = {host: self._started(host, held, ranks, meeting) for host, ranks in self._ranks()}
+            try:
+                lost = self._until_ended(futures)
+                return [self._result(each) for host, each in futures.items() if host not in lost], lost
+            finally:
+                self._client.cancel(list(futures.values()))
+        return [], set(self._hosts) - set(addresses(self._client))
+
+    def _ranks(self) -> list[tuple[str, Ranks]]:
+        """Give each worker its rank, and its place among those of its machine."""
+        machines = [get_address_host(host) for host in self._hosts]
+        total, seen = Counter(machines), Counter[str]()
+        found = []
+        for rank, (host, machine) in enumerate(zip(self._hosts, machines, strict=True)):
+            place = seen[machine], total[machine], machine, self._device
+            found.append((host, Ranks(rank, len(machines), *place)))
+            seen[machine] += 1
+        return found
+
+    def _started(self, host: str, held: Any, ranks: Ranks, meeting: Meeting) -> Future[Any]:
+        return self._client.submit(
+            _run_on_worker,
+            held,
+            ranks,
+            meeting,
+            workers=[host],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+            key=f"network-rank-{meeting.token}-{ranks.rank}",
+        )
+
+    def _ask(self, host: str, function: Any, *arguments: Any) -> Any:
+        """Call a function on a worker, beside its tasks; None if it does not answer in time."""
+        found: list[Any] = []
+
+        def ask() -> None:
+            with contextlib.suppress(OSError, KeyError, ValueError):
+                told = self._client.run(function, *arguments, workers=[host], on_error="return")
+                found.append(told.get(host))
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(self._timeout_s)
+        return found[0] if found else None
+
+    def _until_ended(self, futures: Mapping[str, Future[Any]]) -> set[str]:
+        """Wait until all ranks have ended, or one otherwise than the others will; give the workers that are lost."""
+        broken = _Broken()
+        while broken.still_whole():
+            waiting = [each for each in futures.values() if not each.done()]
+            if not waiting:
+                break
+            with contextlib.suppress(TimeoutError), self._client.as_current():
+                wait(waiting, timeout=_LOOK_EVERY_S, return_when="FIRST_COMPLETED")
+            lost = set(futures) - set(addresses(self._client))
+            if lost:
+                return lost
+            if any(each.done() and not self._result(each).finished for each in futures.values()):
+                broken.tell()
+        return set(futures) - set(addresses(self._client))
+
+    def _result(self, future: Future[Any]) -> Ended:
+        """Give how a rank has ended; who does not say it was lost on the way."""
+        if not future.done():
+            return Ended(why="A rank did not end with the others.")
+        try:
+            found: Ended = future.result(timeout=self._timeout_s)
+        except Exception as err:
+            return Ended(why=f"A worker has given up a rank: {type(err).__name__}: {err}.")
+        return found
 
 
-_stores: dict[str, Any] = {}
-_lock = threading.Lock()
+def _run_on_worker(told: bytes, ranks: Ranks, meeting: Meeting) -> Ended:
+    return run_rank(told, ranks, meeting, get_worker().state.nthreads, still_wanted())
 
 
-def open_store(token: str, host: str) -> int:
-    """Open the store in which the ranks of a group find each other, in this process; give its port."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
-
-    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    with _lock:
-        _stores[token] = store
-    return int(store.port)
-
-
-def close_store(token: str) -> None:
-    """Close it; ranks that still run are ended."""
-    with _lock:
-        _stores.pop(token, None)
+def free_port(host: str) -> int:
+    """Find a port that is free on this machine; should another process take it, the group meets elsewhere."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])

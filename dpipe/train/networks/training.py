@@ -5,8 +5,7 @@ rows of a batch, whoever has computed it: what comes out is what one process wou
 """
 
 import contextlib
-import copy
-import os
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from dpipe.blocks.batch_order import shares_of
 from dpipe.errors import InputError
 from dpipe.train.loading.loader import Loader
+from dpipe.train.networks.nets import Net
+from dpipe.train.networks.ranks import Ranks, own_peak_nbytes
+from dpipe.train.networks.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,23 @@ class Recipe:
     validation: Loader | None = None
     patience: int = 5
     tol: float = 1e-4
-    folder: str | None = None
-    """Where checkpoints are written."""
+    path: str | None = None
+    """The file of checkpoints."""
     every: int = 100
     """Batches from one checkpoint to the next."""
     identity: str = ""
     """What a checkpoint must be of, to go on from it."""
+    classes: tuple[Any, ...] | None = None
+    """Labels, in the order of the outputs."""
+    precision: str = "float32"
+    sharded: bool = False
+    """Whether each process keeps a part of the parameters only."""
+
+    def run(self, ranks: Ranks) -> bytes:
+        """Train as one rank; give what was learned as bytes."""
+        trained = train(self, ranks)
+        trained.optimizer = None  # nobody asks for it elsewhere
+        return trained.packed() if ranks.rank == 0 else b""
 
 
 @dataclass
@@ -51,70 +65,68 @@ class Trained:
     """The mean loss of each batch, of all processes together."""
     scores: list[float] = field(default_factory=list)
     """The mean loss of each epoch on the rows that are held out."""
+    rows: int = 0
+    """Rows that were learned since training began, or went on."""
+    peak_nbytes: int = 0
+    """Of the process that took most."""
+    optimizer: dict[str, Any] | None = None
+    """What the optimizer remembers, of training in this process."""
+
+    def packed(self) -> bytes:
+        """Give it as bytes: plain tensors and numbers."""
+        import torch
+
+        held = io.BytesIO()
+        torch.save(vars(self), held)
+        return held.getvalue()
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> "Trained":
+        """Give what `packed` was called on."""
+        import torch
+
+        return cls(**torch.load(io.BytesIO(content), weights_only=True))
 
 
-class Ranks:
-    """The processes that train together; of one alone nothing is sent."""
-
-    def __init__(self, rank: int = 0, n_ranks: int = 1) -> None:
-        self.rank, self.n_ranks = rank, n_ranks
-
-    def added(self, values: Any) -> Any:
-        """Add up what all processes have."""
-        if self.n_ranks > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(values)
-        return values
-
-    def wrapped(self, module: Any) -> Any:
-        """Have gradients averaged over the processes."""
-        if self.n_ranks == 1:
-            return module
-        from torch.nn.parallel import DistributedDataParallel
-
-        return DistributedDataParallel(module)
-
-
-def train(recipe: Recipe, ranks: Ranks) -> Trained:
-    """Train to the end, from the last checkpoint if there is one.
+def train(recipe: Recipe, ranks: Ranks, memory: Mapping[str, Any] | None = None) -> Trained:
+    """Train to the end, from the last checkpoint if there is one, or with what an optimizer remembers.
 
     Raises
     ------
     InputError
         If a loss or a gradient is no longer finite: it names the epoch and the batch.
     """
-    return _Training(recipe, ranks).run()
+    return _Training(recipe, ranks, memory).run()
 
 
 class _Training:
     """A network in the making, in one process."""
 
-    def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
+    def __init__(self, recipe: Recipe, ranks: Ranks, memory: Mapping[str, Any] | None = None) -> None:
         import torch
 
         self._torch, self._recipe, self._ranks = torch, recipe, ranks
-        self._device = (
-            torch.device("cuda", ranks.rank % torch.cuda.device_count())
-            if (torch.cuda.is_available())
-            else torch.device("cpu")
-        )
-        self._module = copy.deepcopy(recipe.module).to(self._device)
-        self._optimizer = recipe.optimizer(self._module.parameters())
+        self._device = ranks.device
+        self._net = Net(recipe.module, ranks, self._device, sharded=recipe.sharded)
+        self._targets = Targets(recipe.classes)
+        self._optimizer = recipe.optimizer(self._net.module.parameters())
         self._schedule = None if recipe.schedule is None else recipe.schedule(self._optimizer)
         self._losses: list[float] = []
         self._scores: list[float] = []
         self._best: dict[str, Any] | None = None
         self._sums: list[Any] = []
+        self._rows = 0
+        if memory is not None:
+            self._optimizer.load_state_dict(dict(memory))
         self._recall()
-        self._net = ranks.wrapped(self._module)
+        self._net.join()
 
     def run(self) -> Trained:
         loader, recipe = self._recipe.loader, self._recipe
         while loader.state_dict()["epoch"] < recipe.epochs and not self._stopped:
             position = loader.state_dict()
             epoch, step = position["epoch"], position["step"]
-            self._net.train()
+            self._net.module.train()
             for X, y, *_ in loader:
                 self._learn(X, y, epoch, step)
                 step += 1
@@ -124,40 +136,51 @@ class _Training:
             if recipe.validation is not None:
                 self._score(recipe.validation)
             self._write()
-        weights = self._best or self._module.state_dict()
-        return Trained({name: value.cpu() for name, value in weights.items()}, self._losses, self._scores)
+        weights = self._best or self._net.weights()
+        peak = int(self._ranks.largest(own_peak_nbytes()))
+        state = self._optimizer.state_dict() if self._ranks.n_ranks == 1 and not recipe.sharded else None
+        whole = self._net.whole(weights)
+        return Trained(whole, self._losses, self._scores, self._rows, peak, state)
 
     def _learn(self, X: Any, y: Any, epoch: int, step: int) -> None:
-        torch, loader = self._torch, self._recipe.loader
+        torch, ranks = self._torch, self._ranks
+        counts = self._recipe.loader.order.counts(step)
+        n_all = sum(counts)
+        shares = [shares_of(rank, ranks.n_ranks, len(counts)) for rank in range(ranks.n_ranks)]
+        # all processes must meet equally often
+        n_parts = min(self._recipe.accumulate, *(sum(counts[i] for i in own) for own in shares))
         # what a layer draws must not depend on where training was interrupted
-        torch.manual_seed(int(np.random.SeedSequence([epoch, step, self._ranks.rank]).generate_state(1)[0]))
-        n_all = sum(loader.order.counts(step))
-        parts = list(zip(X.chunk(self._recipe.accumulate), y.chunk(self._recipe.accumulate), strict=True))
+        torch.manual_seed(int(np.random.SeedSequence([epoch, step, ranks.rank]).generate_state(1)[0]))
         self._optimizer.zero_grad()
         total = torch.zeros((), device=self._device)
+        parts = list(zip(X.tensor_split(n_parts), y.tensor_split(n_parts), strict=True))
         for i, (X_part, y_part) in enumerate(parts):
-            with self._apart(i < len(parts) - 1):
-                X_here, y_here = (part.to(self._device, non_blocking=True) for part in (X_part, y_part))
-                output = self._net(X_here)
-                _check_output(output, y_here)
-                loss = self._recipe.loss(output, y_here) * (len(X_part) / n_all)
-                # DistributedDataParallel divides by the number of processes, and rows are what counts
-                (loss * self._ranks.n_ranks).backward()
+            with self._net.apart(i < len(parts) - 1):
+                loss = self._loss(X_part, y_part) * (len(X_part) / n_all)
+                # gradients are divided by the number of processes, and rows are what counts
+                (loss * ranks.n_ranks).backward()
             total += loss.detach()
         self._check_finite(total, epoch, step)
         self._optimizer.step()
         if self._schedule is not None:
             self._schedule.step()
         self._sums.append(total)
+        self._rows += n_all
 
-    def _apart(self, apart: bool) -> Any:
-        """Leave the gradients of a part of a batch unsent."""
-        return self._net.no_sync() if apart and self._ranks.n_ranks > 1 else contextlib.nullcontext()
+    def _loss(self, X: Any, y: Any) -> Any:
+        X, y = X.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+        with self._autocast():
+            output = self._net(X)
+            return self._recipe.loss(output, self._targets(output, y))
+
+    def _autocast(self) -> Any:
+        if self._recipe.precision == "float32":
+            return contextlib.nullcontext()
+        return self._torch.autocast(self._device.type, dtype=self._torch.bfloat16)
 
     def _check_finite(self, loss: Any, epoch: int, step: int) -> None:
-        """Stop all processes at the same batch: all of them have the same gradients."""
-        grads = [each.grad for each in self._module.parameters() if each.grad is not None]
-        if self._torch.isfinite(self._torch.stack([grad.sum() for grad in grads])).all():
+        """Stop all processes at the same batch."""
+        if self._net.gradients_are_finite():
             return
         raise InputError(
             f"The loss is no longer finite: batch {step} of epoch {epoch}, counted from 0 (here {float(loss):g}). "
@@ -174,17 +197,17 @@ class _Training:
     def _score(self, validation: Loader) -> None:
         """Score the held-out rows; keep the best weights."""
         torch = self._torch
-        self._net.eval()
+        self._net.module.eval()
         found = torch.zeros(2, dtype=torch.float64, device=self._device)
         validation.seek(0)
         with torch.no_grad():
             for X, y, *_ in validation:
-                loss = self._recipe.loss(self._module(X.to(self._device)), y.to(self._device))
+                loss = self._loss(X, y)
                 found += torch.tensor([float(loss) * len(X), len(X)], device=self._device)
         total, n = self._ranks.added(found).tolist()
         self._scores.append(total / n)
         if self._since_best == 0:
-            self._best = {name: value.detach().clone() for name, value in self._module.state_dict().items()}
+            self._best = self._net.weights(copied=True)
 
     @property
     def _since_best(self) -> int:
@@ -202,62 +225,52 @@ class _Training:
     def _write(self) -> None:
         """Write a checkpoint, whole or not at all."""
         self._tell()
-        if self._recipe.folder is None or self._ranks.rank:
+        if self._recipe.path is None:
             return
+        # of what is sharded, all processes give their part
         tree = {
             "identity": self._recipe.identity,
             "position": self._recipe.loader.state_dict(),
-            "module": self._module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "module": self._net.whole(self._net.weights()),
+            "optimizer": self._net.optimizer_state(self._optimizer),
             "schedule": None if self._schedule is None else self._schedule.state_dict(),
-            "best": self._best,
+            "best": None if self._best is None else self._net.whole(self._best),
             "losses": self._losses,
             "scores": self._scores,
         }
-        path = Path(self._recipe.folder) / CHECKPOINT
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        if self._ranks.rank:
+            return
+        path = Path(self._recipe.path)
+        unfinished = path.with_suffix(".tmp")
         self._torch.save(tree, unfinished)
         unfinished.replace(path)
 
     def _recall(self) -> None:
-        """Go on from the last checkpoint, if it is of the same training."""
-        tree = read_checkpoint(self._recipe)
+        """Go on from the last checkpoint, if it is of the same training; the first process reads it for all."""
+        found = _content(self._recipe) if self._ranks.rank == 0 else b""
+        tree = _tree(self._ranks.told(found), self._device)
         self._recipe.loader.seek(0)
         if tree is None:
             return
         self._recipe.loader.load_state_dict(tree["position"])
-        self._module.load_state_dict(tree["module"])
-        self._optimizer.load_state_dict(tree["optimizer"])
+        self._net.load(tree["module"], self._optimizer, tree["optimizer"])
         if self._schedule is not None:
             self._schedule.load_state_dict(tree["schedule"])
         self._best, self._losses, self._scores = tree["best"], tree["losses"], tree["scores"]
 
 
-#: The file of the last checkpoint.
-CHECKPOINT = "network.pt"
+def _content(recipe: Recipe) -> bytes:
+    """Read the last checkpoint; nothing if there is none, or it is of another training."""
+    path = None if recipe.path is None else Path(recipe.path)
+    if path is None or not path.exists():
+        return b""
+    content = path.read_bytes()
+    tree = _tree(content, "cpu")
+    return content if tree is not None and tree["identity"] == recipe.identity else b""
 
 
-def read_checkpoint(recipe: Recipe) -> Mapping[str, Any] | None:
-    """Read the last checkpoint of this training: plain tensors and numbers, never code."""
+def _tree(content: bytes, device: Any) -> Mapping[str, Any] | None:
+    """Build a checkpoint: plain tensors and numbers, never code."""
     import torch
 
-    path = Path(recipe.folder or "") / CHECKPOINT
-    if recipe.folder is None or not path.exists():
-        return None
-    tree = torch.load(path, weights_only=True)
-    return tree if tree["identity"] == recipe.identity else None
-
-
-def _check_output(output: Any, y: Any) -> None:
-    """Refuse targets that would be stretched silently to another shape.
-
-    Raises
-    ------
-    InputError
-        It names both shapes.
-    """
-    if y.is_floating_point() and output.shape != y.shape:
-        raise InputError(
-            f"The module gives {tuple(output.shape)} for targets of shape {tuple(y.shape)}: a loss would pair each row "
-            "with all others. Give it an output of the shape of y, such as torch.nn.Flatten(0) after one unit."
-        )
+    return torch.load(io.BytesIO(content), weights_only=True, map_location=device) if content else None

@@ -51,7 +51,9 @@ def by_hand():
 
 
 def counted_loss(output, y):
-    """Compute the loss so many times as the environment allows."""
+    """Compute the loss of so many batches as the environment allows."""
+    if len(y) == 2:  # it is tried first
+        return torch.nn.functional.mse_loss(output, y)
     left = int(os.environ["STOP_AFTER"])
     if not left:
         raise KeyboardInterrupt
@@ -131,7 +133,7 @@ def test_training_goes_on_with_the_workers_that_are_left(tmp_path, victim):
         victim_pid = pids[sorted(pids)[victim]]
 
         def kill():
-            while not (tmp_path / "network.pt").exists():
+            while not list(tmp_path.glob("networks/*.pt")):
                 time.sleep(0.05)
             # with its rank, as a machine that is lost would
             for process in [*psutil.Process(victim_pid).children(), psutil.Process(victim_pid)]:
@@ -145,7 +147,7 @@ def test_training_goes_on_with_the_workers_that_are_left(tmp_path, victim):
 
 
 def test_targets_of_another_shape_and_too_many_ranks_are_refused():
-    with pytest.raises(InputError, match=r"gives \(128,\) for targets of shape \(128, 1\)"):
+    with pytest.raises(InputError, match=r"output of shape \(\), but its target is of shape \(1,\)"):
         estimator().fit(X, Y[:, None])
     with pytest.raises(InputError, match="9 processes cannot read shares=4"):
         estimator(ranks=9).fit(X, Y)
