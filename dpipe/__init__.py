@@ -29,6 +29,7 @@ from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.loading.loader import Loader
+from dpipe.train.networks.model_parallel import ModelParallel
 from dpipe.train.quantile import quantile
 from dpipe.tuning.cross_validate import cross_validate
 from dpipe.tuning.search import Search, search
@@ -40,6 +41,7 @@ __all__ = [
     "Epoch",
     "Epochs",
     "Loader",
+    "ModelParallel",
     "Pipeline",
     "Search",
     "append_zarr",

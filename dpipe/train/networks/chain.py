@@ -34,7 +34,7 @@ class Layer:
         """The layer with shapes, and without memory if it need not have its weights."""
         import torch
 
-        if isinstance(self.source, torch.nn.Module):
+        if is_module(self.source):
             return self.source
         with torch.device("meta"):
             return _checked(self, self.source())
@@ -54,6 +54,13 @@ class Chain:
         return [i for i in range(1, len(self.layers)) if i not in self.together]
 
 
+def is_module(value: Any) -> bool:
+    """Tell a module from a function that builds one."""
+    import torch
+
+    return isinstance(value, torch.nn.Module)
+
+
 def chain_of(module: Any) -> Chain:
     """Take a module apart.
 
@@ -67,18 +74,16 @@ def chain_of(module: Any) -> Chain:
     InputError
         If it is no chain: what is called depends on the data, or weights on the meta device are shared.
     """
-    import torch
-
     if isinstance(module, list | tuple):
         found = [Layer(i, str(i), each) for i, each in enumerate(module)]
-    elif isinstance(module, torch.nn.Module):
+    elif is_module(module):
         found = [Layer(i, name, each) for i, (name, each) in enumerate(_links(module))]
     else:
         raise InputError(
             f"module must be a torch.nn.Module, or a list of functions that build its layers, got {module!r}."
         )
     for layer in found:
-        if not isinstance(layer.source, torch.nn.Module) and not callable(layer.source):
+        if not is_module(layer.source) and not callable(layer.source):
             raise InputError(
                 f"Layer {layer.index} is {layer.source!r}: give a torch.nn.Module, or a function that builds one."
             )
@@ -108,12 +113,10 @@ def _together(layers: Sequence[Layer]) -> frozenset[int]:
     InputError
         If such a weight is on the meta device: it would be made twice.
     """
-    import torch
-
     first: dict[int, int] = {}
     found: set[int] = set()
     for layer in layers:
-        if not isinstance(layer.source, torch.nn.Module):
+        if not is_module(layer.source):
             continue
         for name, weight in layer.source.named_parameters():
             begun = first.setdefault(id(weight), layer.index)
@@ -133,7 +136,7 @@ def built(layers: Sequence[Layer], seed: int, device: Any = "cpu") -> list[Any]:
     """
     import torch
 
-    ready = [layer for layer in layers if isinstance(layer.source, torch.nn.Module)]
+    ready = [layer for layer in layers if is_module(layer.source)]
     # in one go, so that a weight that two of them have remains one
     copies = dict(
         zip((e.index for e in ready), copy.deepcopy([layer.source for layer in ready]), strict=True)
@@ -152,9 +155,8 @@ def drawn(*numbers: int) -> int:
 
 
 def _checked(layer: Layer, module: Any) -> Any:
-    import torch
 
-    if not isinstance(module, torch.nn.Module):
+    if not is_module(module):
         raise InputError(
             f"Layer {layer.index}: its function gives {module!r}, and must give a torch.nn.Module."
         )
@@ -203,9 +205,11 @@ def whole(module: Any, chain: Chain, weights: dict[str, Any]) -> Any:
     """
     import torch
 
-    if isinstance(module, torch.nn.Module):
+    if is_module(module):
         made = copy.deepcopy(module)
-        made.load_state_dict(weights, assign=True)
+        made.load_state_dict(
+            weights, strict=False, assign=True
+        )  # what forward() does not call keeps its weights
         return made.eval()
     parts = []
     for layer in chain.layers:  # one at a time: a layer gives its first weights back at once

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cloudpickle
 import psutil
@@ -33,10 +33,18 @@ _SAID = 3
 
 
 class Work(Protocol):
-    """What a group does: whatever its ranks are given must be of this kind."""
+    """What a rank does: whatever it is given must be of this kind."""
 
     def run(self, ranks: Ranks) -> bytes:
-        """Do the part of one rank; what that of rank 0 gives is kept."""
+        """Do the part of one rank; give what it has found."""
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """What a group does where each rank is given another part of it, and none the whole."""
+
+    def of_rank(self, rank: int, n_ranks: int) -> Work:
+        """Give the part of one rank of so many."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,8 @@ class Ended:
     """What else has ended it."""
 
 
-def packed(work: Work) -> bytes:
-    """Give work as bytes, to be rebuilt in other processes.
+def packed(work: Work | Shared, n_ranks: int) -> list[bytes]:
+    """Give work as bytes, to be rebuilt in other processes: what each rank is told.
 
     Raises
     ------
@@ -83,7 +91,11 @@ def packed(work: Work) -> bytes:
         If it holds what cannot be: locks, open files, generators.
     """
     try:
-        return bytes(cloudpickle.dumps(work))
+        if isinstance(work, Shared):
+            return [cloudpickle.dumps(work.of_rank(rank, n_ranks)) for rank in range(n_ranks)]
+        return [cloudpickle.dumps(work)] * n_ranks
+    except DpipeError:
+        raise
     except Exception as err:
         raise InputError(
             f"The network cannot be sent to another process: {type(err).__name__}: {err}. Module, loss, optimizer and "
@@ -224,7 +236,7 @@ def _joined(work: Work, ranks: Ranks, meeting: Meeting, threads: int) -> bytes:
     )
     found = work.run(ranks)
     dist.barrier()  # none may end while others still add up
-    return found if ranks.rank == 0 else b""
+    return found
 
 
 def _is_of_others(err: Exception) -> bool:

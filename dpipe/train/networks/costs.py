@@ -143,6 +143,25 @@ def check_network(
             f"The module does not take rows of {width} features: {type(err).__name__}: {err}. X has as many after its "
             "preprocessing."
         ) from err
+    check_loss(loss, output, y_shape, y_dtype, classes)
+
+
+def check_loss(
+    loss: Callable[[Any, Any], Any],
+    output: Any,
+    y_shape: Sequence[int],
+    y_dtype: np.dtype[Any],
+    classes: tuple[Any, ...] | None,
+) -> None:
+    """Try a loss on the outputs of two rows, and targets that are zeros.
+
+    Raises
+    ------
+    InputError
+        If they do not go together.
+    """
+    import torch
+
     kind = torch.float32 if y_dtype.kind == "f" else torch.int64
     y = torch.zeros((2, *y_shape), dtype=kind)
     if classes is not None:

@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline
 from dpipe.errors import InputError
 from dpipe.train.fit import fit
 from dpipe.train.loading.loader import Loader, check_count
-from dpipe.train.networks.estimator import NetworkEstimator
+from dpipe.train.networks.estimator import NetworkEstimator, checked_labels
 from dpipe.train.networks.prepared import PreparedNetwork, learned_network, prepare_network
 from dpipe.train.networks.ranks import Ranks
 from dpipe.train.networks.training import Recipe, train
@@ -162,10 +162,7 @@ class DataParallel(NetworkEstimator):
         ClusterError
             If the processes of group after group die.
         """
-        fitted = fit(self, X, y, memory=memory, client=client, workdir=workdir)
-        for name, value in vars(fitted).items():
-            if name.endswith("_"):
-                setattr(self, name, value)
+        self.take(fit(self, X, y, memory=memory, client=client, workdir=workdir))
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "DataParallel":
@@ -196,8 +193,8 @@ class DataParallel(NetworkEstimator):
         started = self if not calls else self._going_on()
         recipe = started.recipe(X, y, random_state=self.random_state + calls)
         trained = train(recipe, Ranks(wanted=self.device), memory=getattr(self, "optimizer_state_", None))
-        learned = learned_network(started, trained, None, recipe.loader.width)
-        self.module_, self.n_features_in_ = learned.module_, learned.n_features_in_
+        learned = learned_network(started, trained)
+        self.module_, self.n_features_in_ = learned.module_, recipe.loader.width
         self.losses_ = [*getattr(self, "losses_", []), *learned.losses_]
         self.optimizer_state_, self.n_calls_ = trained.optimizer, calls + 1
         return self
@@ -250,22 +247,7 @@ class DataParallel(NetworkEstimator):
             check_count("patience", self.patience),
             self.tol,
             every=check_count("checkpoint_every", self.checkpoint_every),
-            classes=self._labels(),
+            classes=checked_labels(self.classes),
             precision=self.precision,
             sharded=self.sharded,
         )
-
-    def _labels(self) -> tuple[int, ...] | None:
-        if self.classes is None:
-            return None
-        labels = np.asarray(self.classes)
-        if (
-            labels.ndim != 1
-            or labels.dtype.kind not in "iub"
-            or len(set(labels.tolist())) < max(len(labels), 2)
-        ):
-            raise InputError(
-                f"classes must be two or more different integers, in the order of the outputs, got {self.classes!r}. "
-                "Encode other labels first, as by y.map({label: number})."
-            )
-        return tuple(int(label) for label in labels)

@@ -47,6 +47,12 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
             raise AttributeError("there are no classes_: the network was given no classes=[...]")
         return np.asarray(self.classes)
 
+    def take(self, fitted: "NetworkEstimator") -> None:
+        """Take over what another one has learned."""
+        for name, value in vars(fitted).items():
+            if name.endswith("_"):
+                setattr(self, name, value)
+
     def outputs(self, X: Any) -> np.ndarray:
         """Give what the module gives for rows in memory.
 
@@ -150,3 +156,22 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
                 f"torch cannot write this module as ONNX: {type(err).__name__}: {err} Keep state_dict() instead."
             ) from err
         return path
+
+
+def checked_labels(classes: Any) -> tuple[int, ...] | None:
+    """Take the labels of a classifier; None where there are none.
+
+    Raises
+    ------
+    InputError
+        If they are no different integers.
+    """
+    if classes is None:
+        return None
+    labels = np.asarray(classes)
+    if labels.ndim != 1 or labels.dtype.kind not in "iub" or len(set(labels.tolist())) < max(len(labels), 2):
+        raise InputError(
+            f"classes must be two or more different integers, in the order of the outputs, got {classes!r}. "
+            "Encode other labels first, as by y.map({label: number})."
+        )
+    return tuple(int(label) for label in labels)

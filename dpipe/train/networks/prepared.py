@@ -55,12 +55,15 @@ class PreparedNetwork(OwnFit):
         began = time.time()
         lengths = known.tallies[0].lengths if known.tallies else ()
         with self._recipe(fitted, lengths, recorded) as (recipe, key):
-            trained = self._recalled(recorded, key)
+            trained = self._recalled(recorded, key, recipe)
             if trained is None:
                 trained = self._trained(client, recipe)
                 if recorded is not None and key and recorded.ledger.pen is not None:
-                    recorded.ledger.pen.write(_end_of(key), trained.packed(), what=recorded.name)
-        learned = learned_network(self.network, trained, self._names(fitted), recipe.loader.width)
+                    recorded.ledger.pen.write(end_of(key), self._record(trained), what=recorded.name)
+        learned = self._learned(trained, recipe)
+        learned.n_features_in_, names = recipe.loader.width, self._names(fitted)
+        if names is not None:
+            learned.feature_names_in_ = names
         if tell is not None:
             for epoch, score in enumerate(trained.scores, start=1):
                 tell({"curve": "loss of the network", "epoch": epoch, "score": score})
@@ -75,6 +78,12 @@ class PreparedNetwork(OwnFit):
         """Count the rows of its data."""
         return sum(tallies[-1].lengths) or None
 
+    def _record(self, trained: Trained) -> bytes:
+        return trained.packed()
+
+    def _learned(self, trained: Trained, recipe: Any) -> Any:
+        return learned_network(self.network, trained)
+
     def _names(self, fitted: Any) -> np.ndarray | None:
         frame = self.source.frame
         if fitted is not None or frame is None or not all(isinstance(name, str) for name in frame.columns):
@@ -85,9 +94,9 @@ class PreparedNetwork(OwnFit):
         network, timeout_s = self.network, self.network.timeout_s
         far, n_ranks = ranks_of(network, self.place.workers if client is not None else 1, client)
         if client is not None and far:
-            return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device))
+            return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device)[0])
         if n_ranks > 1 or network.sharded:
-            return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device))
+            return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device)[0])
         return replace(train(recipe, Ranks(wanted=network.device)), optimizer=None)
 
     @contextmanager
@@ -107,17 +116,23 @@ class PreparedNetwork(OwnFit):
             recipe.classes,
         )
         key = "" if recorded is None else self._key(recorded, recipe)
+        with self._folder(recorded, key) as folder:
+            path = None if folder is None else f"{folder}.pt"
+            yield replace(recipe, path=path, identity=key or "this run"), with_epochs(key, network)
+
+    @contextmanager
+    def _folder(self, recorded: Recorded | None, key: str) -> Iterator[str | None]:
+        """Name a place for checkpoints: in the workdir, else in scratch; None where the workers would not see it."""
         if key and recorded is not None and recorded.ledger.pen is not None:
             folder = Path(recorded.ledger.pen.folder).parent / "networks"
             folder.mkdir(exist_ok=True)
-            name = re.sub(r"[^a-z0-9]+", "-", recorded.name.lower()).strip("-")
-            yield replace(recipe, path=str(folder / f"{name}.pt"), identity=key), _with_epochs(key, network)
+            yield str(folder / re.sub(r"[^a-z0-9]+", "-", recorded.name.lower()).strip("-"))
         elif self.place.near:
             # so that a process that dies costs no more than the batches since
             with tempfile.TemporaryDirectory(dir=scratch_folder(), prefix="dpipe-network-") as made:
-                yield replace(recipe, path=str(Path(made) / "network.pt"), identity="this run"), ""
+                yield str(Path(made) / "network")
         else:
-            yield recipe, ""
+            yield None
 
     def _key(self, recorded: Recorded, recipe: Recipe) -> str:
         """Give the fingerprint of all that the weights follow from; empty if something cannot be looked into."""
@@ -125,7 +140,7 @@ class PreparedNetwork(OwnFit):
         inputs = add_inputs(graph, self.source)
         inputs = recorded.keyed(inputs, graph.tasks)
         try:
-            beside = [network_fingerprint(self.network), recipe.loader.state_dict()["order"]]
+            beside = [self._fingerprint(), recipe.loader.state_dict()["order"]]
         except Unknowable as err:
             recorded.say(f"the network is not recorded, a stopped run trains it anew: {err}")
             return ""
@@ -136,9 +151,12 @@ class PreparedNetwork(OwnFit):
             return ""
         return joined("network", recorded.history, *beside, *(each.key for each in inputs))
 
-    def _recalled(self, recorded: Recorded | None, key: str) -> Trained | None:
+    def _fingerprint(self) -> str:
+        return network_fingerprint(self.network)
+
+    def _recalled(self, recorded: Recorded | None, key: str, recipe: Any) -> Trained | None:
         """Give what was learned, if that is on record."""
-        place = None if recorded is None or not key else recorded.ledger.find(_end_of(key))
+        place = None if recorded is None or not key else recorded.ledger.find(end_of(key))
         if place is None or recorded is None:
             return None
         recorded.say("the network is on record")
@@ -162,12 +180,14 @@ class PreparedNetwork(OwnFit):
         )
 
 
-def _end_of(key: str) -> str:
+def end_of(key: str) -> str:
+    """Name the record of a training that has come to its end."""
     return joined("network end", key)
 
 
-def _with_epochs(key: str, network: Any) -> str:
-    return joined(key, str(network.epochs))
+def with_epochs(key: str, network: Any) -> str:
+    """Name the training of so many epochs; empty if it has no name."""
+    return joined(key, str(network.epochs)) if key else ""
 
 
 def network_fingerprint(network: Any) -> str:
@@ -178,36 +198,53 @@ def network_fingerprint(network: Any) -> str:
     Unknowable
         If a part of it cannot be looked into.
     """
-    module, taker = network.module, Fingerprinter()
-    weights = {
-        name: (str(value.dtype), tuple(value.shape), value.detach().cpu().reshape(-1).numpy().tobytes())
-        for name, value in module.state_dict().items()
-    }
+    taker = Fingerprinter()
     names = "loss optimizer schedule accumulate patience tol classes precision sharded random_state checkpoint_every"
     told = {name: getattr(network, name) for name in names.split()[:-1]}
+    return joined(module_fingerprint(network.module, taker), taker.of(told), str(network.validation is None))
+
+
+def module_fingerprint(module: Any, taker: Fingerprinter) -> str:
+    """Give the fingerprint of a module and its weights; those on the meta device have a shape only.
+
+    Raises
+    ------
+    Unknowable
+        If a part of it cannot be looked into.
+    """
+    weights = {
+        name: (
+            str(value.dtype),
+            tuple(value.shape),
+            b"" if value.is_meta else value.detach().cpu().reshape(-1).numpy().tobytes(),
+        )
+        for name, value in module.state_dict().items()
+    }
     kinds = [taker.of(type(each)) for each in module.modules()]
-    return joined(repr(module), *kinds, taker.of(weights), taker.of(told), str(network.validation is None))
+    return joined(repr(module), *kinds, taker.of(weights))
 
 
-def learned_network(network: Any, trained: Trained, names: np.ndarray | None, width: int) -> Any:
+def learned_network(network: Any, trained: Trained) -> Any:
     """Give a clone of a network's estimator with what was learned."""
     learned = clone(network)
     learned.module_ = copy.deepcopy(network.module).cpu()
     learned.module_.load_state_dict(trained.weights)
     learned.module_.eval()
     learned.losses_, learned.validation_losses_ = trained.losses, trained.scores
-    learned.n_features_in_ = width
-    if names is not None:
-        learned.feature_names_in_ = names
     return learned
 
 
 def ranks_of(network: Any, workers: int, client: Client | None) -> tuple[bool, int]:
     """Tell whether the ranks are on the workers of a cluster, and how many there are."""
-    far = client is not None and any(
+    far = is_far(client)
+    return far, network.ranks or (min(workers, network.shares) if far else 1)
+
+
+def is_far(client: Client | None) -> bool:
+    """Tell whether a client's workers are processes of their own."""
+    return client is not None and any(
         not address.startswith("inproc://") for address in client.scheduler_info(n_workers=-1)["workers"]
     )
-    return far, network.ranks or (min(workers, network.shares) if far else 1)
 
 
 def y_kind(y: Any) -> tuple[tuple[int, ...], np.dtype[Any] | None]:
@@ -220,6 +257,35 @@ def y_kind(y: Any) -> tuple[tuple[int, ...], np.dtype[Any] | None]:
     if not known or len(shape) != getattr(y, "ndim", 1) - 1:
         return (), None
     return tuple(shape), np.result_type(*dtypes)
+
+
+def prepare_before(
+    pipeline: Pipeline | None, network: Any, X: Any, y: Any, sample_weight: Any, **place: Any
+) -> Prepared:
+    """Plan what comes before a network: the steps of its pipeline, and nothing without one.
+
+    Raises
+    ------
+    DpipeError
+        If data or steps do not do.
+    """
+    source = open_source(X, y)
+    if sample_weight is not None or source.w is not None:
+        raise InputError(f"{type(network).__name__} takes no sample_weight. Leave the weights out.")
+    if source.y is None:
+        raise InputError(
+            f"{type(network).__name__} learns from targets, but y is None. Pass y as a series, an array, or the "
+            "name of a column of X."
+        )
+    steps = FunctionTransformer() if pipeline is None else Pipeline(pipeline.steps[:-1])
+    before = prepare_source(steps, source, **place)
+    for fit in before.program.walk.fits:
+        if fit.way.cross_fit is not None:
+            raise UnsupportedEstimatorError(
+                f"{fit.name} gives the rows that it was fitted on by folds, and a network sees rows as new ones are "
+                "seen. Use an OrdinalEncoder or a OneHotEncoder before a network."
+            )
+    return before
 
 
 def prepare_network(
@@ -240,22 +306,10 @@ def prepare_network(
     DpipeError
         If data, parameters or budget do not do.
     """
-    source = open_source(X, y)
-    if sample_weight is not None or source.w is not None:
-        raise InputError(f"{type(network).__name__} takes no sample_weight. Leave the weights out.")
-    if source.y is None:
-        raise InputError(
-            f"{type(network).__name__} learns from targets, but y is None. Pass y as a series, an array, or the "
-            "name of a column of X."
-        )
-    steps = FunctionTransformer() if pipeline is None else Pipeline(pipeline.steps[:-1])
-    before = prepare_source(steps, source, memory=memory, client=client, workers=workers)
-    for fit in before.program.walk.fits:
-        if fit.way.cross_fit is not None:
-            raise UnsupportedEstimatorError(
-                f"{fit.name} gives the rows that it was fitted on by folds, and a network sees rows as new ones are "
-                "seen. Use an OrdinalEncoder or a OneHotEncoder before a network."
-            )
+    before = prepare_before(
+        pipeline, network, X, y, sample_weight, memory=memory, client=client, workers=workers
+    )
+    source = before.source
     recipe = network.recipe(X, y)
     width = source.n_columns if pipeline is None else None
     check_network(network.module, network.loss, network.optimizer, width, *y_kind(source.y), recipe.classes)

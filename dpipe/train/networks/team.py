@@ -17,7 +17,7 @@ from distributed.comm import get_address_host
 from dpipe.cluster.local import explained
 from dpipe.cluster.workers import addresses, alone, still_wanted
 from dpipe.errors import ClusterError, InputError
-from dpipe.train.networks.child import Ended, Meeting, Work, packed, run_rank
+from dpipe.train.networks.child import Ended, Meeting, Shared, Work, packed, run_rank
 from dpipe.train.networks.ranks import Ranks
 
 #: Groups that may break in a row.
@@ -27,11 +27,13 @@ _LASTED = 10
 _LOOK_EVERY_S = 0.5
 #: When one rank has ended, the others are told so by their connections; they have so long to say what is wrong.
 _GRACE_S = 5.0
+#: So long a worker that was lost has to come back, where others could go on without it.
+_WAIT_S = 30.0
 _LOCK = "dpipe-networks"
 
 
-def run_here(work: Work, n_ranks: int, timeout_s: float, device: str | None = None) -> bytes:
-    """Have some processes of this machine do some work; give what rank 0 has found.
+def run_here(work: Work | Shared, n_ranks: int, timeout_s: float, device: str | None = None) -> list[bytes]:
+    """Have some processes of this machine do some work; give what each has found.
 
     Raises
     ------
@@ -40,7 +42,7 @@ def run_here(work: Work, n_ranks: int, timeout_s: float, device: str | None = No
     ClusterError
         If group after group breaks.
     """
-    told, threads = packed(work), max((os.cpu_count() or 1) // n_ranks, 1)
+    told, threads = packed(work, n_ranks), max((os.cpu_count() or 1) // n_ranks, 1)
 
     def attempt() -> list[Ended]:
         meeting = Meeting("127.0.0.1", free_port("127.0.0.1"), uuid.uuid4().hex, timeout_s)
@@ -48,7 +50,7 @@ def run_here(work: Work, n_ranks: int, timeout_s: float, device: str | None = No
 
         def one(rank: int) -> Ended:
             ranks = Ranks(rank, n_ranks, rank, n_ranks, "127.0.0.1", device)
-            ended = run_rank(told, ranks, meeting, threads, broken.still_whole)
+            ended = run_rank(told[rank], ranks, meeting, threads, broken.still_whole)
             if not ended.finished:
                 broken.tell()
             return ended
@@ -73,8 +75,13 @@ class _Broken:
 
 
 def run_on(
-    client: Client, work: Work, most: int | None, timeout_s: float, device: str | None = None
-) -> bytes:
+    client: Client,
+    work: Work | Shared,
+    most: int | None,
+    timeout_s: float,
+    device: str | None = None,
+    least: int = 1,
+) -> list[bytes]:
     """Have the workers of a cluster do some work, one rank each; with those that are left, if one is lost.
 
     Parameters
@@ -85,11 +92,13 @@ def run_on(
         Ranks at most. Default: as many as there are workers.
     timeout_s : float
     device : str, optional
+    least : int
+        Workers that are waited for, should there be fewer; after a while it goes on with those that there are.
 
     Returns
     -------
-    bytes
-        What rank 0 has found.
+    list of bytes
+        What each rank has found.
 
     Raises
     ------
@@ -98,16 +107,17 @@ def run_on(
     ClusterError
         If group after group breaks.
     """
-    told = packed(work)
     avoided: set[str] = set()
 
     def attempt() -> list[Ended]:
         present = addresses(client)
-        if not present:
-            client.wait_for_workers(1)
+        if len(present) < least:
+            with contextlib.suppress(TimeoutError):
+                client.wait_for_workers(least, timeout=_WAIT_S if present else None)
             present = addresses(client)
-        hosts = ([each for each in present if each not in avoided] or present)[:most]
-        ended, lost = _Group(client, hosts, timeout_s, device).run(told)
+        left = [each for each in present if each not in avoided]
+        hosts = (left if len(left) >= least else present)[:most]
+        ended, lost = _Group(client, hosts, timeout_s, device).run(packed(work, len(hosts)))
         avoided.update(lost)
         return ended
 
@@ -115,7 +125,7 @@ def run_on(
         return _until_whole(attempt, timeout_s)
 
 
-def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> bytes:
+def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> list[bytes]:
     """Make groups until one has done it.
 
     Raises
@@ -133,7 +143,7 @@ def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> bytes:
             if each.error:
                 raise InputError(each.error)
         if ended and all(each.finished for each in ended):
-            return next((each.found for each in ended if each.found), b"")
+            return [each.found for each in ended]
         broken = 1 if time.monotonic() - began > _LASTED * timeout_s else broken + 1
     why = " ".join(dict.fromkeys(each.why for each in ended if each.why))
     raise ClusterError(
@@ -148,7 +158,7 @@ class _Group:
     def __init__(self, client: Client, hosts: Sequence[str], timeout_s: float, device: str | None) -> None:
         self._client, self._hosts, self._timeout_s, self._device = client, hosts, timeout_s, device
 
-    def run(self, told: bytes) -> tuple[list[Ended], set[str]]:
+    def run(self, told: Sequence[bytes]) -> tuple[list[Ended], set[str]]:
         """Have it work; give how its ranks have ended, and the workers that were lost."""
         first, token = self._hosts[0], uuid.uuid4().hex
         where = get_address_host(first)
@@ -157,15 +167,27 @@ class _Group:
             return [], {first}
         meeting = Meeting(where, port, token, self._timeout_s)
         with contextlib.suppress(OSError, TimeoutError, KeyError, ValueError):
-            # beside the tasks, so that it travels once, and not through the scheduler
-            held = self._client.scatter(told, workers=list(self._hosts), broadcast=True, hash=False)
-            futures = {host: self._started(host, held, ranks, meeting) for host, ranks in self._ranks()}
+            held = self._sent(told)
+            futures = {
+                host: self._started(host, each, ranks, meeting)
+                for (host, ranks), each in zip(self._ranks(), held, strict=True)
+            }
             try:
                 lost = self._until_ended(futures)
                 return [self._result(each) for host, each in futures.items() if host not in lost], lost
             finally:
                 self._client.cancel(list(futures.values()))
         return [], set(self._hosts) - set(addresses(self._client))
+
+    def _sent(self, told: Sequence[bytes]) -> list[Any]:
+        """Send what ranks are told beside the tasks, so that it travels once, and not through the scheduler."""
+        hosts = list(self._hosts)
+        if all(each is told[0] for each in told):
+            return [self._client.scatter(told[0], workers=hosts, broadcast=True, hash=False)] * len(hosts)
+        return [
+            self._client.scatter(each, workers=[host], hash=False)
+            for each, host in zip(told, hosts, strict=True)
+        ]
 
     def _ranks(self) -> list[tuple[str, Ranks]]:
         """Give each worker its rank, and its place among those of its machine."""

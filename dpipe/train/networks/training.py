@@ -6,7 +6,7 @@ rows of a batch, whoever has computed it: what comes out is what one process wou
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class Trained:
     """Of the process that took most."""
     optimizer: dict[str, Any] | None = None
     """What the optimizer remembers, of training in this process."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What else was measured."""
 
     def packed(self) -> bytes:
         """Give it as bytes: plain tensors and numbers."""
@@ -182,11 +184,7 @@ class _Training:
         """Stop all processes at the same batch."""
         if self._net.gradients_are_finite():
             return
-        raise InputError(
-            f"The loss is no longer finite: batch {step} of epoch {epoch}, counted from 0 (here {float(loss):g}). "
-            "Give a smaller learning rate, scale the features, or look for values that are not finite. The last "
-            "checkpoint is of before."
-        )
+        raise not_finite(float(loss), epoch, step)
 
     def _tell(self) -> None:
         """Add up the losses of the batches since the last time."""
@@ -212,11 +210,7 @@ class _Training:
     @property
     def _since_best(self) -> int:
         """Epochs since the last one that was better."""
-        best, found = float("inf"), 0
-        for score in self._scores:
-            better = score < best - self._recipe.tol
-            best, found = (score, 0) if better else (best, found + 1)
-        return found
+        return epochs_since_best(self._scores, self._recipe.tol)
 
     @property
     def _stopped(self) -> bool:
@@ -257,6 +251,28 @@ class _Training:
         if self._schedule is not None:
             self._schedule.load_state_dict(tree["schedule"])
         self._best, self._losses, self._scores = tree["best"], tree["losses"], tree["scores"]
+
+
+def not_finite(loss: float, epoch: int, step: int) -> InputError:
+    """Make the error of a batch after which nothing could be learned."""
+    return InputError(
+        f"The loss is no longer finite: batch {step} of epoch {epoch}, counted from 0 (here {loss:g}). Give a smaller "
+        "learning rate, scale the features, or look for values that are not finite. The last checkpoint is of before."
+    )
+
+
+def epochs_since_best(scores: Sequence[float], tol: float) -> int:
+    """Count the epochs since the last one that was better.
+
+    Examples
+    --------
+    >>> epochs_since_best([3.0, 2.0, 2.5, 2.0], 0.1)
+    2
+    """
+    best, found = float("inf"), 0
+    for score in scores:
+        best, found = (score, 0) if score < best - tol else (best, found + 1)
+    return found
 
 
 def _content(recipe: Recipe) -> bytes:
