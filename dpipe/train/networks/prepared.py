@@ -88,7 +88,7 @@ class PreparedNetwork(OwnFit):
             return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device))
         if n_ranks > 1 or network.sharded:
             return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device))
-        return replace(train(recipe, Ranks(wanted=network.device)), optimizer=None)
+        return replace(train(recipe, Ranks(wanted=network.device)), optimizer=b"")
 
     @contextmanager
     def _recipe(
@@ -195,6 +195,7 @@ def learned_network(network: Any, trained: Trained, names: np.ndarray | None, wi
     learned.module_ = copy.deepcopy(network.module).cpu()
     learned.module_.load_state_dict(trained.weights)
     learned.module_.eval()
+    learned.validation = None  # the rows are not part of what was learned
     learned.losses_, learned.validation_losses_ = trained.losses, trained.scores
     learned.n_features_in_ = width
     if names is not None:
