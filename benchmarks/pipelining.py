@@ -3,8 +3,8 @@
 Two stages of equal, compute-bound layers are trained with 4, 8 and 16 micro-batches of as many rows each. "Waited" is
 the share of the time in which a process does not compute, the median of some runs in turns; the formula is
 (p - 1) / (m + p - 1). Then a network whose weights, gradients and optimizer state are more than a worker may take is
-trained by two workers of a cluster: the plan's peak memory of each process beside what it was. Neighbours on the machine
-make the first table meaningless.
+trained by two workers of a cluster: the plan's peak memory of each process beside what it was. A busy machine makes
+the first table meaningless.
 """
 
 import functools

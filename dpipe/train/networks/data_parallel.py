@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -191,8 +192,8 @@ class DataParallel(NetworkEstimator):
             )
         calls = getattr(self, "n_calls_", 0)
         started = self if not calls else self._going_on()
-        recipe = started.recipe(X, y, random_state=self.random_state + calls)
-        trained = train(recipe, Ranks(wanted=self.device), memory=getattr(self, "optimizer_state_", None))
+        recipe = replace(started.recipe(X, y, random_state=self.random_state + calls), epochs=1)
+        trained = train(recipe, Ranks(wanted=self.device), memory=getattr(self, "optimizer_state_", b""))
         learned = learned_network(started, trained)
         self.module_, self.n_features_in_ = learned.module_, recipe.loader.width
         self.losses_ = [*getattr(self, "losses_", []), *learned.losses_]

@@ -13,6 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from dpipe.errors import InputError
 from dpipe.train.loading.matrices import prepared_matrix
+from dpipe.train.networks.frozen import frozen, thawed
+
+#: Attributes that hold a torch.nn.Module.
+_MODULES = ("module", "module_")
 
 
 def _is_classifier(estimator: Any) -> bool:
@@ -39,6 +43,19 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
         else:
             tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
         return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what it is without torch's own objects, so that bundles can keep it."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        if state.get("classes") is not None:
+            state["classes"] = [int(label) for label in state["classes"]]
+        return state | {name: frozen(state[name]) for name in _MODULES if hasattr(state.get(name), "modules")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        super().__setstate__(
+            state | {name: thawed(state[name]) for name in _MODULES if hasattr(state.get(name), "modules")}
+        )
 
     @property
     def classes_(self) -> np.ndarray:

@@ -97,7 +97,7 @@ class PreparedNetwork(OwnFit):
             return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device)[0])
         if n_ranks > 1 or network.sharded:
             return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device)[0])
-        return replace(train(recipe, Ranks(wanted=network.device)), optimizer=None)
+        return replace(train(recipe, Ranks(wanted=network.device)), optimizer=b"")
 
     @contextmanager
     def _recipe(
@@ -230,6 +230,7 @@ def learned_network(network: Any, trained: Trained) -> Any:
     learned.module_ = copy.deepcopy(network.module).cpu()
     learned.module_.load_state_dict(trained.weights)
     learned.module_.eval()
+    learned.validation = None  # the rows are not part of what was learned
     learned.losses_, learned.validation_losses_ = trained.losses, trained.scores
     return learned
 

@@ -240,6 +240,7 @@ class PreparedStages(PreparedNetwork):
         splitter, figures = recipe.splitter, trained.figures
         learned = clone(self.network)
         learned.module_ = whole(self.network.module, splitter.chain, trained.weights)
+        learned.validation = None  # the rows are not part of what was learned
         learned.losses_, learned.validation_losses_ = trained.losses, trained.scores
         learned.split_ = splitter.split(len(figures["busy_s"]) if figures else splitter.n_stages)
         learned.measured_ = _measured(learned.split_, figures) if figures and trained.rows else {}

@@ -52,7 +52,6 @@ class Recipe:
     def run(self, ranks: Ranks) -> bytes:
         """Train as one rank; give what was learned as bytes."""
         trained = train(self, ranks)
-        trained.optimizer = None  # nobody asks for it elsewhere
         return trained.packed() if ranks.rank == 0 else b""
 
 
@@ -69,7 +68,7 @@ class Trained:
     """Rows that were learned since training began, or went on."""
     peak_nbytes: int = 0
     """Of the process that took most."""
-    optimizer: dict[str, Any] | None = None
+    optimizer: bytes = b""
     """What the optimizer remembers, of training in this process."""
     figures: dict[str, Any] = field(default_factory=dict)
     """What else was measured."""
@@ -90,7 +89,7 @@ class Trained:
         return cls(**torch.load(io.BytesIO(content), weights_only=True))
 
 
-def train(recipe: Recipe, ranks: Ranks, memory: Mapping[str, Any] | None = None) -> Trained:
+def train(recipe: Recipe, ranks: Ranks, memory: bytes = b"") -> Trained:
     """Train to the end, from the last checkpoint if there is one, or with what an optimizer remembers.
 
     Raises
@@ -104,7 +103,7 @@ def train(recipe: Recipe, ranks: Ranks, memory: Mapping[str, Any] | None = None)
 class _Training:
     """A network in the making, in one process."""
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, memory: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, recipe: Recipe, ranks: Ranks, memory: bytes = b"") -> None:
         import torch
 
         self._torch, self._recipe, self._ranks = torch, recipe, ranks
@@ -118,8 +117,8 @@ class _Training:
         self._best: dict[str, Any] | None = None
         self._sums: list[Any] = []
         self._rows = 0
-        if memory is not None:
-            self._optimizer.load_state_dict(dict(memory))
+        if memory:
+            self._optimizer.load_state_dict(torch.load(io.BytesIO(memory), weights_only=True))
         self._recall()
         self._net.join()
 
@@ -140,9 +139,15 @@ class _Training:
             self._write()
         weights = self._best or self._net.weights()
         peak = int(self._ranks.largest(own_peak_nbytes()))
-        state = self._optimizer.state_dict() if self._ranks.n_ranks == 1 and not recipe.sharded else None
-        whole = self._net.whole(weights)
-        return Trained(whole, self._losses, self._scores, self._rows, peak, state)
+        return Trained(self._net.whole(weights), self._losses, self._scores, self._rows, peak, self._memory())
+
+    def _memory(self) -> bytes:
+        """Give what the optimizer remembers, where somebody may go on with it."""
+        if self._recipe.path is not None or self._recipe.sharded or self._ranks.n_ranks > 1:
+            return b""
+        held = io.BytesIO()
+        self._torch.save(self._optimizer.state_dict(), held)
+        return held.getvalue()
 
     def _learn(self, X: Any, y: Any, epoch: int, step: int) -> None:
         torch, ranks = self._torch, self._ranks
@@ -152,7 +157,10 @@ class _Training:
         # all processes must meet equally often
         n_parts = min(self._recipe.accumulate, *(sum(counts[i] for i in own) for own in shares))
         # what a layer draws must not depend on where training was interrupted
-        torch.manual_seed(int(np.random.SeedSequence([epoch, step, ranks.rank]).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence([epoch, step, ranks.rank]).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         self._optimizer.zero_grad()
         total = torch.zeros((), device=self._device)
         parts = list(zip(X.tensor_split(n_parts), y.tensor_split(n_parts), strict=True))
