@@ -29,6 +29,8 @@ from dpipe.outputs.zarr import write_zarr
 from dpipe.pipeline.pipeline import Pipeline
 from dpipe.train.fit import fit, plan
 from dpipe.train.loading.loader import Loader
+from dpipe.train.networks.data_parallel import DataParallel
+from dpipe.train.networks.model_parallel import ModelParallel
 from dpipe.train.quantile import quantile
 from dpipe.tuning.cross_validate import cross_validate
 from dpipe.tuning.search import Search, search
@@ -36,10 +38,12 @@ from dpipe.validate.score import score
 
 __all__ = [
     "Contract",
+    "DataParallel",
     "DpipeError",
     "Epoch",
     "Epochs",
     "Loader",
+    "ModelParallel",
     "Pipeline",
     "Search",
     "append_zarr",

@@ -13,7 +13,7 @@ class PassPlan:
     number: int
     way: str
     """"merge" (blocks in any order), "refine" (the same, again and again), "stream" (in order), "average" (the same by
-    several learners), "boost" (trees, round after round) or "score" (held-out rows)."""
+    several learners), "boost" (trees, round after round), "network" (batch after batch) or "score" (held-out rows)."""
     fits: tuple[str, ...]
     """Estimators that are fitted when it ends."""
     collects: tuple[str, ...]

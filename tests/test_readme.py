@@ -152,6 +152,19 @@ def test_the_example_of_the_loader_learns():
     assert (predicted.numpy() == (hours > 15)).mean() > 0.9
 
 
+def test_the_example_of_networks_trains(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="the example is of PyTorch")
+    monkeypatch.chdir(tmp_path)
+    (source,) = [block for block in blocks(README, "python") if "dpipe.DataParallel" in block]
+    names: dict = {}
+    exec(compile(source, "README.md", "exec"), names)
+    hours = np.random.default_rng(0).uniform(0, 24, size=20_000)
+    frame = dd.from_pandas(pd.DataFrame({"hour": hours, "late": (hours > 15).astype("int8")}), npartitions=3)
+    fitted = names["trained"](torch.nn.Linear(1, 2), frame)
+    assert (fitted.predict(frame[["hour"]].compute()) == (hours > 15)).mean() > 0.9
+    assert (tmp_path / "runs" / "network" / "report.html").is_file()
+
+
 def test_environment_yml_names_the_same_packages():
     environment = yaml.safe_load((CHECKOUT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = environment["dependencies"]
@@ -160,6 +173,7 @@ def test_environment_yml_names_the_same_packages():
     assert pip == {"pip": ["-e ."]}
     listed = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, packages)}
     listed["xgboost-cpu"] = listed.pop("py-xgboost-cpu")  # its name at conda-forge
+    listed["torch"] = listed.pop("pytorch-cpu")
     assert listed.pop("pip") == ""
     assert listed.pop("python") == PROJECT["requires-python"]
     assert listed == requirements("test", "dev")

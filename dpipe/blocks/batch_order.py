@@ -118,7 +118,7 @@ class BatchOrder:
     @property
     def mixed(self) -> int:
         """Pieces of a group at most."""
-        return max(self.mix // self.shares, 1) if self.shuffle == "rows" else 1
+        return mixed_of(self.shuffle, self.mix, self.shares)
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Count the rows that a batch takes of each share."""
@@ -191,6 +191,11 @@ class BatchOrder:
             start = self.begun(share, step)
             found.append(np.concatenate(own)[start : start + counts[share]])
         return np.concatenate(found)
+
+
+def mixed_of(shuffle: str | None, mix: int, shares: int) -> int:
+    """Count the pieces of one share whose rows are shuffled together, at most."""
+    return max(mix // shares, 1) if shuffle == "rows" else 1
 
 
 def shares_of(rank: int, n_ranks: int, shares: int) -> range:

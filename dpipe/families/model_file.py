@@ -9,6 +9,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 
 from dpipe.errors import BundleError
 from dpipe.families.registry import Estimator
+from dpipe.families.torch_types import TORCH_TYPES
 
 # What fitted scikit-learn models hold, and skops does not know by itself. All of it is data, or a
 # function of arrays. Trees are left out on purpose: a forged one can make predict crash.
@@ -39,6 +40,7 @@ _SAFE_TYPES = frozenset(
         "xgboost.sklearn.XGBRFRegressor",
         "xgboost.sklearn.XGBRanker",
         "xgboost.sklearn.XGBRegressor",
+        *TORCH_TYPES,
     }
 )
 
@@ -133,7 +135,7 @@ def _opened(content: bytes, trusted: Sequence[str], where: str) -> Estimator:
             warnings.simplefilter("ignore", InconsistentVersionWarning)
             return skops_io().loads(content, trusted=list(trusted))
     except (ImportError, AttributeError) as err:
-        extra = next((name for name in ("xgboost", "lightgbm") if name in str(err)), None)
+        extra = next((name for name in ("xgboost", "lightgbm", "torch") if name in str(err)), None)
         package = "its package" if extra is None else f"it, with pip install 'dpipe[{extra}]'"
         raise BundleError(
             f"The model of {where} needs something that cannot be imported: {err}. Install {package}, or "

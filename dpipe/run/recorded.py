@@ -143,6 +143,11 @@ class Recorded:
         self._note(f"{self._name}: {text}")
 
     @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self._name
+
+    @property
     def ledger(self) -> Ledger | Reading:
         """Where it looks, and writes."""
         return self._ledger

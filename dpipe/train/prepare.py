@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -9,6 +10,7 @@ import pandas as pd
 import psutil
 from distributed import Client
 from sklearn.base import is_regressor
+from sklearn.pipeline import Pipeline
 
 from dpipe.blocks.rows import Tally
 from dpipe.blocks.scratch import free_nbytes
@@ -70,7 +72,8 @@ class Prepared:
 class OwnFit(Prepared):
     """A fit that its estimator carries out by itself, such as a search: planned like others, and run otherwise.
 
-    An estimator that has a method `plan_own_fit`, with the arguments of `prepare`, gives one.
+    An estimator that has a method `plan_own_fit`, with the arguments of `prepare`, gives one; the last step of a
+    pipeline by `plan_own_fit_of`, with the pipeline before them.
     """
 
     def run(
@@ -115,12 +118,12 @@ def prepare(
     if sample_dims is not None and isinstance(seen.validation, tuple):
         seen = replace(seen, validation=held_out_samples(seen.validation, sample_dims, missing))
     budget = None if memory is None else parse_bytes(memory)
-    own = getattr(estimator, "plan_own_fit", None)
+    own = _own_plan(estimator)
     if own is not None:
         if epochs != 1 or any(each is not None for each in (validation, qid, shares)):
             raise InputError(
-                f"epochs, validation, qid and shares are not for a {type(estimator).__name__}: max_iter says how "
-                "long its candidates learn, and test_size what they are scored on. Leave them out."
+                f"epochs, validation, qid and shares are not for a {type(estimator).__name__}, whose own parameters "
+                "say how long it learns, and what it is scored on. Leave them out."
             )
         planned: Prepared = own(X, y, sample_weight, memory=budget, client=client, workers=workers)
         return planned
@@ -139,6 +142,14 @@ def prepare(
     )
     _check_list(prepared.program.walk, X)
     return prepared
+
+
+def _own_plan(estimator: Estimator) -> Callable[..., Prepared] | None:
+    """Give what plans an estimator that carries its fit out by itself, or a pipeline that ends in one."""
+    if type(estimator) is Pipeline and hasattr(estimator.steps[-1][1], "plan_own_fit_of"):
+        own: Callable[..., Prepared] = estimator.steps[-1][1].plan_own_fit_of
+        return partial(own, estimator)
+    return getattr(estimator, "plan_own_fit", None)
 
 
 def held_out_samples(given: tuple[Any, ...], sample_dims: Any, missing: Any) -> tuple[Any, ...]:

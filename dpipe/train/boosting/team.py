@@ -10,17 +10,18 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from dask.task_spec import TaskRef
-from distributed import Client, Future, Lock, get_worker, wait
+from distributed import Client, Future, wait
 from distributed.comm import get_address_host
 
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import explained
+from dpipe.cluster.workers import addresses, alone, still_wanted
 from dpipe.collect.source import Source
 from dpipe.errors import ClusterError
 from dpipe.families.boosting import is_ranker
@@ -94,15 +95,10 @@ def train_together(
             _Part(own, held)
             for own, held in zip(reading.dealt(kept, extents), reading.dealt(watched, beyond), strict=True)
         ]
-        with _alone(client):
+        with alone(client, _LOCK):
             progress = _Team(client, task, known[1], parts).train()
     Recorder(job.pages, job.name, tally).conclude(progress)
     return (fitted(job, known[1], progress), None), with_time(tally, began)
-
-
-def _addresses(client: Client) -> list[str]:
-    """List the workers that are left, always in the same order."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def hosted(n_shares: int, hosts: Sequence[str]) -> dict[str, range]:
@@ -145,7 +141,7 @@ class _Reading:
         futures: dict[int, Future[Any]] = {}
         chosen = {
             host: [i for share in shares for i in dealt[share]]
-            for host, shares in hosted(self.job.shares, _addresses(self.client)).items()
+            for host, shares in hosted(self.job.shares, addresses(self.client)).items()
         }
         missing = set(range(len(inputs))) - {i for own in chosen.values() for i in own}
         for host, own in [*chosen.items(), (None, sorted(missing))]:
@@ -184,20 +180,6 @@ class _Part:
 
     train: Sequence[Future[Any]]
     held_out: Sequence[Future[Any]]
-
-
-@contextlib.contextmanager
-def _alone(client: Client) -> Iterator[None]:
-    """Let one group of a cluster learn at a time: two could wait for each other's workers for ever."""
-    with client.as_current():
-        lock = Lock(_LOCK)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        # with the scheduler, the lock is gone
-        with contextlib.suppress(Exception):
-            lock.release()
 
 
 @dataclass
@@ -281,10 +263,10 @@ class _Team:
 
     def _hosts(self) -> list[str]:
         """List the workers, once there is one."""
-        found = _addresses(self.client)
+        found = addresses(self.client)
         if not found:
             self.client.wait_for_workers(1)
-            found = _addresses(self.client)
+            found = addresses(self.client)
         return [each for each in found if each not in self._avoided] or found
 
     def _ask(self, hosts: Sequence[str], function: Any, *arguments: Any) -> Mapping[str, Any]:
@@ -336,7 +318,7 @@ class _Team:
         return found
 
     def _look(self, futures: Mapping[str, Future[Any]]) -> None:
-        self._lose(set(futures) - set(_addresses(self.client)))
+        self._lose(set(futures) - set(addresses(self.client)))
 
     def _lose(self, hosts: set[str]) -> None:
         self._lost |= hosts
@@ -351,23 +333,22 @@ def _learn(
     token: str, task: Task, train: Sequence[Sequence[Kept]], held_out: Sequence[Sequence[Kept]], known: Known
 ) -> Progress:
     """Learn the shares of this worker, as long as somebody waits for it."""
-    worker = get_worker()
-    key = worker.get_current_task()
-    given_up = threading.Event()
-    _given_up[token, key] = given_up
-
-    def wanted() -> bool:
-        state = worker.state.tasks.get(key)
-        return not given_up.is_set() and state is not None and state.state == "executing"
-
+    given_up, waited_for = threading.Event(), still_wanted()
+    key = token, id(given_up)
+    _given_up[key] = given_up
     try:
-        return learn(task, list(map(Share, train, held_out)), known, wanted)
+        return learn(
+            task,
+            list(map(Share, train, held_out)),
+            known,
+            lambda: not given_up.is_set() and waited_for(),
+        )
     finally:
-        del _given_up[token, key]
+        del _given_up[key]
 
 
-#: For each group and task that this process learns in, whether the group is broken.
-_given_up: dict[tuple[str, Any], threading.Event] = {}
+#: For each task of a group that this process learns in, whether the group is broken.
+_given_up: dict[tuple[str, int], threading.Event] = {}
 _trackers: dict[str, Any] = {}
 _trackers_lock = threading.Lock()
 

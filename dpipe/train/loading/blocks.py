@@ -92,6 +92,11 @@ class Blocks:
                 self._lengths = tuple(pool.map(lambda i: n_rows(self.load(i).X), range(len(self._loads))))
         return self._lengths
 
+    def tell_lengths(self, lengths: Sequence[int]) -> None:
+        """Take lengths that somebody has counted, if they are of all blocks, and not known."""
+        if self._lengths is None and len(lengths) == len(self._loads):
+            self._lengths = tuple(lengths)
+
     def load(self, i: int) -> Rows:
         """Load a block."""
         load = self._loads[i]

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from dpipe.blocks.batch_order import BatchOrder, Piece, shares_of
+from dpipe.blocks.batch_order import BatchOrder, Piece, mixed_of, shares_of
 from dpipe.blocks.heap import give_back, keep_freed
 from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import open_source, source_name
@@ -159,6 +159,11 @@ class Loader:
         give_back()  # the block that the row was of
         return found
 
+    @property
+    def shapes(self) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape of one row, and type, of each part of a batch; a row is read to tell."""
+        return self._columns.shapes
+
     def __len__(self) -> int:
         """Count the batches of an epoch, the same for all ranks."""
         return self.order.n_steps
@@ -225,8 +230,21 @@ class Loader:
 
     def n_buffers(self, shares: Sequence[int]) -> int:
         """Count the buffers for some shares."""
-        used = len(shares) * self.order.mixed
+        used = len(shares) * mixed_of(self._how["shuffle"], self._how["mix"], self._how["shares"])
         return used + (max(used // 4, self._threads) if self._ahead is None else self._ahead)
+
+    def n_buffers_of(self, n_ranks: int) -> int:
+        """Count the buffers of each of some ranks, at most."""
+        return self.n_buffers(range(-(-self._how["shares"] // n_ranks)))
+
+    def tell_lengths(self, lengths: Sequence[int]) -> None:
+        """Say how many rows each block has, where somebody has counted them before."""
+        self._blocks.tell_lengths(lengths)
+
+    @property
+    def width(self) -> int:
+        """Columns of a batch; looks at a row where a transformer decides."""
+        return self._blocks.width if self._transform is None else self._columns.width
 
     @property
     def _largest(self) -> int:

@@ -65,7 +65,7 @@ class Columns:
         InputError
             If there are no rows, or targets are no numbers.
         """
-        width = _prepared(rows.X, transform, dtype).shape[1]
+        width = prepared_matrix(rows.X, transform, dtype).shape[1]
         y = rows.y
         if y is None:
             return cls(width, dtype, None, np.dtype(np.int64), rows.w is not None)
@@ -88,7 +88,7 @@ class Columns:
         if transform is None and isinstance(rows.X, pa.Table):
             _transpose_table(X, rows.X.slice(part.start, part.stop - part.start))
         else:
-            matrix = _prepared(rows.X, transform, self.dtype)[part]
+            matrix = prepared_matrix(rows.X, transform, self.dtype)[part]
             if matrix.shape[1] != self.width:
                 raise InputError(
                     f"A block has {matrix.shape[1]} columns where others have {self.width}. Fit the transform on all "
@@ -108,7 +108,7 @@ class Columns:
             into[:] = chosen
 
 
-def _prepared(block: Block, transform: Estimator | None, dtype: np.dtype[Any]) -> np.ndarray:
+def prepared_matrix(block: Block, transform: Estimator | None, dtype: np.dtype[Any]) -> np.ndarray:
     """Transform a block; give its numbers."""
     if transform is None:
         made = block if isinstance(block, np.ndarray) and block.dtype.kind in "iufb" else numbers(block)

@@ -1,0 +1,122 @@
+"""How long the parts of a split network wait, and what they take, beside the plan: `python -m benchmarks.pipelining`.
+
+Two stages of equal, compute-bound layers are trained with 4, 8 and 16 micro-batches of as many rows each. "Waited" is
+the share of the time in which a process does not compute, the median of some runs in turns; the formula is
+(p - 1) / (m + p - 1). Then a network whose weights, gradients and optimizer state are more than a worker may take is
+trained by two workers of a cluster: the plan's peak memory of each process beside what it was. A busy machine makes
+the first table meaningless.
+"""
+
+import functools
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import numpy as np
+from distributed import Client, LocalCluster
+
+import dpipe
+from dpipe.errors import MemoryLimitError
+from dpipe.sizes import format_bytes, parse_bytes
+
+ROWS_A_MICRO_BATCH = 128
+MICRO_BATCHES = (4, 8, 16)
+
+
+def layers_of(width: int, n: int) -> list[Any]:
+    """Give functions that build `n` layers of equal cost."""
+    import torch
+
+    return [functools.partial(torch.nn.Linear, width, width)] * n
+
+
+def network_of(width: int, n: int, batch_size: int, **given: Any) -> Any:
+    """Give an estimator of as many targets as features."""
+    import torch
+
+    adam = functools.partial(torch.optim.Adam, lr=1e-4)
+    how = {"batch_size": batch_size, "shuffle": None, "shares": 1, **given}
+    return dpipe.ModelParallel(layers_of(width, n), torch.nn.functional.mse_loss, adam, **how)
+
+
+def rows_of(n: int, width: int) -> np.ndarray:
+    """Make some rows, from a seed."""
+    return np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
+
+
+def waited(width: int, n_layers: int, micro_batches: int, steps: int) -> tuple[float, float]:
+    """Train two stages; give the share of the time that they wait, and seconds a batch."""
+    batch = ROWS_A_MICRO_BATCH * micro_batches
+    X = rows_of(batch * steps, width)
+    fitted = network_of(width, n_layers, batch, stages=2, micro_batches=micro_batches).fit(X, X)
+    return fitted.measured_["bubble"], fitted.measured_["span_s"] / steps
+
+
+def bubbles(width: int, n_layers: int, steps: int, repeat: int) -> list[str]:
+    """Measure each number of micro-batches in turns; give the lines of a table."""
+    found: dict[int, list[tuple[float, float]]] = {m: [] for m in MICRO_BATCHES}
+    for _ in range(repeat):
+        for m, runs in found.items():
+            runs.append(waited(width, n_layers, m, steps))
+    lines = ["| micro-batches | waited | formula | seconds a batch |", "|---|---|---|---|"]
+    for m, runs in found.items():
+        shares = sorted(share for share, _ in runs)
+        spread = f"{median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
+        lines.append(f"| {m} | {spread} | {1 / (m + 1):.3f} | {median(s for _, s in runs):.2f} |")
+    return lines
+
+
+def memory(width: int, n_layers: int, steps: int, cap: int) -> list[str]:
+    """Train by two workers what is too large for one; give the lines of a table.
+
+    Parameters
+    ----------
+    width, n_layers, steps : int
+    cap : int
+        What a worker may take, in bytes.
+    """
+    X = rows_of(steps * 64, width)
+    small = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
+    with LocalCluster(n_workers=2, processes=True, **small) as cluster, Client(cluster) as client:
+        given = {"memory": 2 * cap, "client": client}  # of both workers, which share this machine
+        try:
+            dpipe.plan(network_of(width, n_layers, 64, stages=1), X, X, **given)
+            refused = "fits"
+        except MemoryLimitError:
+            refused = "refused by the plan"
+        fitted = network_of(width, n_layers, 64, stages=2).fit(X, X, **given)
+    lines = ["| processes | planned peak | measured | measured / planned |", "|---|---|---|---|"]
+    lines.append(f"| 1, of {format_bytes(cap)} | {refused} | | |")
+    found = fitted.measured_
+    for i, (own, planned) in enumerate(zip(found["peak_nbytes"], found["planned_nbytes"], strict=True)):
+        figures = f"{format_bytes(planned)} | {format_bytes(own)} | {own / planned:.2f}"
+        lines.append(f"| 2, stage {i} | {figures} |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    parser = ArgumentParser(prog="python -m benchmarks.pipelining", description=__doc__)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--memory-width", type=int, default=2048)
+    parser.add_argument("--memory-layers", type=int, default=20)
+    parser.add_argument("--cap", default="1.75 GiB", help="what a worker may take")
+    given = parser.parse_args(arguments)
+    print(f"\n{os.cpu_count()} cores, torch {version('torch')}, median of {given.repeat}.\n")
+    for line in memory(given.memory_width, given.memory_layers, given.steps, parse_bytes(given.cap)):
+        print(line)
+    print()
+    for line in bubbles(given.width, given.layers, given.steps, given.repeat):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""The fit of a network that is split across processes: its plan, its stages, and what came of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from distributed import Client
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+
+from dpipe.blocks.rows import Tally
+from dpipe.cluster.local import WORKER_RESERVED_NBYTES, Place
+from dpipe.families.registry import Estimator
+from dpipe.ledger.fingerprint import Fingerprinter, joined
+from dpipe.run.recorded import Recorded
+from dpipe.sizes import counted, format_bytes
+from dpipe.train.loading.loader import Loader
+from dpipe.train.networks.chain import Chain, chain_of, is_module, whole
+from dpipe.train.networks.costs import check_loss
+from dpipe.train.networks.planned import largest_block, network_pass, reading_nbytes, with_network
+from dpipe.train.networks.prepared import (
+    PreparedNetwork,
+    is_far,
+    module_fingerprint,
+    prepare_before,
+    with_epochs,
+    y_kind,
+)
+from dpipe.train.networks.profile import LayerProfile, Values, profile, weigh
+from dpipe.train.networks.split import Load, SplitPlan, check_layers, plan_split, state_ratio
+from dpipe.train.networks.stage_files import StageFiles
+from dpipe.train.networks.stages import StageRecipe
+from dpipe.train.networks.team import run_here, run_on
+from dpipe.train.networks.training import Trained
+from dpipe.train.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """Cuts one module for one batch size, into as many stages as are asked for."""
+
+    network: Any
+    width: int
+    place: Place
+    reading_nbytes: int
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The layers of the module."""
+        return chain_of(self.network.module)
+
+    @cached_property
+    def _ratio(self) -> float:
+        return state_ratio(self.network.optimizer)
+
+    @property
+    def n_stages(self) -> int:
+        """How many stages there will be."""
+        if self.network.stages is not None:
+            return int(self.network.stages)
+        wanted = self.place.workers if is_far(self.place.client) else 2
+        return min(wanted, len(self.chain.cuts) + 1)
+
+    def memory(self, n_stages: int) -> int | None:
+        """Give the bytes that the process of a stage may take."""
+        if self.place.memory is None:
+            return None
+        if is_far(self.place.client):
+            return self.place.memory - WORKER_RESERVED_NBYTES
+        return (self.place.memory - self.place.reserved) // n_stages
+
+    @cached_property
+    def _profiles(self) -> list[LayerProfile]:
+        n = self.n_stages
+        check_layers(self.chain, weigh(self.chain), n, self._ratio, self.memory(n))
+        parts = self.network.micro_batches or 4 * n
+        return profile(self.chain, self.width, max(-(-self.network.batch_size // parts), 1))
+
+    @cached_property
+    def output(self) -> Values:
+        """What the last layer gives for a row."""
+        return self._profiles[-1].output
+
+    def split(self, n_stages: int) -> SplitPlan:
+        """Cut the module.
+
+        Raises
+        ------
+        InputError, MemoryLimitError
+            If it cannot be cut so.
+        """
+        network = self.network
+        load = Load(
+            network.batch_size,
+            Values((self.width,), "float32", 4 * self.width, False),
+            self._ratio,
+            network.order,
+            self.reading_nbytes,
+            network.validation is not None,
+        )
+        parts = network.micro_batches
+        if parts is None and n_stages != self.n_stages:
+            # what is learned follows from the micro-batches, to the last bit
+            parts = self.split(self.n_stages).micro_batches
+        memory = self.memory(n_stages)
+        return plan_split(self.chain, self._profiles, load, n_stages, memory=memory, micro_batches=parts)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What is to be trained by stages together; each is given its own."""
+
+    network: Any
+    loader: Loader
+    validation: Loader | None
+    classes: tuple[int, ...] | None
+    splitter: Splitter | None = None
+    folder: str | None = None
+    identity: str = ""
+
+    def of_rank(self, rank: int, n_ranks: int) -> StageRecipe:
+        """Give what one stage is told, of so many."""
+        assert self.splitter is not None
+        network, plan = self.network, self.splitter.split(n_ranks)
+        own = plan.stages[rank]
+        return StageRecipe(
+            self.splitter.chain.layers[own.start : own.stop],
+            rank,
+            n_ranks,
+            own.input,
+            own.output,
+            network.loss,
+            network.optimizer,
+            network.epochs,
+            network.schedule,
+            plan.schedule,
+            plan.micro_batches,
+            network.batch_size,
+            network.random_state,
+            self.loader if rank == 0 else None,
+            self.validation if rank == 0 else None,
+            watched=self.validation is not None,
+            patience=network.patience,
+            tol=network.tol,
+            folder=self.folder,
+            every=network.checkpoint_every,
+            identity=self.identity,
+            weights=None if network.weights is None else str(network.weights),
+            classes=self.classes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedStages(PreparedNetwork):
+    """A network that is split, alone or as the last step of a pipeline, and the rows that it learns."""
+
+    split: SplitPlan | None
+    """As far as the number of features is known."""
+
+    @contextmanager
+    def _recipe(
+        self, fitted: Any, lengths: Sequence[int], recorded: Recorded | None
+    ) -> Iterator[tuple[Any, str]]:
+        """Say what is to be done, and by which key it is recorded; without a workdir there is none."""
+        staged = self.network.recipe(*self.data, transform=fitted)
+        staged.loader.tell_lengths(lengths)
+        splitter = splitter_of(self.network, staged.loader, self, staged.loader.width)
+        _check(self.network, splitter, self.source.y, staged.classes)
+        key = "" if recorded is None else self._key(recorded, staged)
+        with self._folder(recorded, key) as folder:
+            path = None if folder is None else f"{folder}-stages"
+            staged = replace(staged, splitter=splitter, folder=path, identity=key or "this run")
+            yield staged, with_epochs(key, self.network)
+
+    def run(
+        self, client: Client | None, recorded: Recorded | None, tell: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[Estimator, tuple[Tally, ...]]:
+        """Fit the preprocessing, then train; say how it went."""
+        fitted, tallies = super().run(client, recorded, tell)
+        network = fitted if self.pipeline is None else fitted.steps[-1][1]
+        if recorded is not None and network.measured_:
+            recorded.say(compared(network.split_, network.measured_))
+        return fitted, tallies
+
+    def _fingerprint(self) -> str:
+        """Give the fingerprint of a network and of how it learns, but for the number of epochs and the cut."""
+        network, taker = self.network, Fingerprinter()
+        parts = network.module if isinstance(network.module, list | tuple) else [network.module]
+        layers = [module_fingerprint(each, taker) if is_module(each) else taker.of(each) for each in parts]
+        names = [
+            "loss",
+            "optimizer",
+            "schedule",
+            "classes",
+            "patience",
+            "tol",
+            "random_state",
+            "micro_batches",
+        ]
+        told = {name: getattr(network, name) for name in names}
+        beside = str(network.weights), str(network.validation is None)
+        return joined("stages", *layers, taker.of(told), taker.of(beside))
+
+    def _trained(self, client: Client | None, recipe: Any) -> Trained:
+        """Train; the weights are mapped from the files of the stages, where there are any."""
+        network, n = self.network, recipe.splitter.n_stages
+        if client is not None and is_far(client):
+            found = run_on(client, recipe, n, network.timeout_s, network.device, least=n)
+        else:
+            found = run_here(recipe, n, network.timeout_s, network.device)
+        stages = [Trained.unpacked(each) for each in found]
+        weights = {name: value for each in stages for name, value in each.weights.items()}
+        figures = {
+            "busy_s": [each.figures["busy_s"] for each in stages],
+            "span_s": stages[0].figures["span_s"],
+            "base_nbytes": [each.figures["base_nbytes"] for each in stages],
+            "peak_nbytes": [each.peak_nbytes for each in stages],
+        }
+        peak = max(each.peak_nbytes for each in stages)
+        trained = replace(stages[0], weights=weights, peak_nbytes=peak, figures=figures)
+        return trained if recipe.folder is None else self._mapped(trained, recipe) or trained
+
+    def _mapped(self, trained: Trained, recipe: Any) -> Trained | None:
+        """Take the weights out of the files of the stages; None if they are of another training."""
+        written = StageFiles(recipe.folder, recipe.identity).last(self.network.epochs)
+        if written is None or len(written.told["losses"]) != len(trained.losses):
+            return None
+        return replace(trained, weights=written.tensors("best") or written.tensors("module"))
+
+    def _record(self, trained: Trained) -> bytes:
+        return replace(trained, weights={}).packed()  # they stand in the files of the stages
+
+    def _recalled(self, recorded: Recorded | None, key: str, recipe: Any) -> Trained | None:
+        found = super()._recalled(recorded, key, recipe)
+        return None if found is None else self._mapped(replace(found, figures={}), recipe)
+
+    def _learned(self, trained: Trained, recipe: Any) -> Any:
+        splitter, figures = recipe.splitter, trained.figures
+        learned = clone(self.network)
+        learned.module_ = whole(self.network.module, splitter.chain, trained.weights)
+        learned.validation = None  # the rows are not part of what was learned
+        learned.losses_, learned.validation_losses_ = trained.losses, trained.scores
+        learned.split_ = splitter.split(len(figures["busy_s"]) if figures else splitter.n_stages)
+        learned.measured_ = _measured(learned.split_, figures) if figures and trained.rows else {}
+        return learned
+
+
+def _measured(plan: SplitPlan, figures: dict[str, Any]) -> dict[str, Any]:
+    """Put what was measured beside what was planned."""
+    busy_s, span_s = figures["busy_s"], figures["span_s"]
+    return {
+        "bubble": 1 - sum(busy_s) / (len(busy_s) * span_s),
+        "planned_bubble": plan.bubble,
+        "busy_s": busy_s,
+        "span_s": span_s,
+        "peak_nbytes": figures["peak_nbytes"],
+        "planned_nbytes": [stage.peak_nbytes for stage in plan.stages],
+    }
+
+
+def compared(plan: SplitPlan, measured: dict[str, Any]) -> str:
+    """Say how a training went beside what was expected of it."""
+    pairs = zip(measured["peak_nbytes"], measured["planned_nbytes"], strict=True)
+    peaks = ", ".join(f"{format_bytes(own)} ({format_bytes(planned)} planned)" for own, planned in pairs)
+    return (
+        f"the network in {counted(plan.n_stages, 'stage')}: waited {measured['bubble']:.0%} of the time "
+        f"({plan.bubble:.0%} planned); peak memory {peaks}"
+    )
+
+
+def splitter_of(network: Any, loader: Loader, before: Prepared, width: int) -> Splitter:
+    """Give what cuts a network whose input has so many columns."""
+    return Splitter(network, width, before.place, reading_nbytes(before.source, loader.n_buffers_of(1)))
+
+
+def _check(network: Any, splitter: Splitter, y: Any, classes: tuple[int, ...] | None) -> SplitPlan:
+    """Cut a network, and try its loss on what its last layer gives.
+
+    Raises
+    ------
+    InputError, MemoryLimitError
+        If it cannot be cut, or the loss does not do.
+    """
+    plan = splitter.split(splitter.n_stages)
+    shape, dtype = y_kind(y)
+    if dtype is not None and dtype.kind in "iufb":
+        output = splitter.output.empty(2, "cpu").detach().zero_().requires_grad_()
+        check_loss(network.loss, output, shape, dtype, classes)
+    return plan
+
+
+def prepare_stages(
+    pipeline: Pipeline | None, network: Any, X: Any, y: Any, sample_weight: Any, **place: Any
+) -> PreparedStages:
+    """Plan the fit of a network that is split; each of its layers is tried on some made-up rows, and no data is read.
+
+    Raises
+    ------
+    DpipeError
+        If data, parameters or budget do not do, or the network cannot be split.
+    """
+    before = prepare_before(pipeline, network, X, y, sample_weight, **place)
+    source, staged = before.source, network.recipe(X, y)
+    width = source.n_columns if pipeline is None else _likely_width(chain_of(network.module))
+    split, lines, rules = None, ["stages: cut when the number of features is known"], []
+    if width is not None:
+        splitter = splitter_of(network, staged.loader, before, width)
+        split = _check(network, splitter, source.y, staged.classes)
+        lines = str(split).splitlines()
+        rules = ["no process has all layers"] if split.n_stages > 1 else []
+    step = network_pass(network, before, lines, rules)
+    if split is not None and largest_block(source) is not None:
+        far = is_far(before.place.client)
+        peaks = [stage.peak_nbytes for stage in split.stages]
+        taken = WORKER_RESERVED_NBYTES + max(peaks) if far else before.place.reserved + sum(peaks)
+        step = replace(step, projected_nbytes=taken)
+    name = type(network if pipeline is None else pipeline).__name__
+    plan = with_network(name, before, step)
+    return PreparedStages(
+        source,
+        replace(before.program, plan=plan),
+        before.place,
+        before.epochs,
+        pipeline=pipeline,
+        network=network,
+        before=before,
+        data=(X, y),
+        split=split,
+    )
+
+
+def _likely_width(chain: Chain) -> int | None:
+    """Guess how many features a chain takes: what its first layer does."""
+    parts = chain.layers[0].skeleton.modules()
+    widths = (getattr(part, "in_features", None) for part in parts)
+    return next((width for width in widths if isinstance(width, int)), None)

@@ -1,0 +1,358 @@
+"""What one process does when a module is split: its own layers, one micro-batch after another, and nobody else's.
+
+The stages pass values on and gradients back by torch.distributed.pipelining. Each micro-batch is computed as the whole
+module would compute it, so that the cut decides nothing but who computes what, and when.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dpipe.train.loading.loader import Loader
+from dpipe.train.networks.chain import Layer, built, drawn
+from dpipe.train.networks.profile import Values
+from dpipe.train.networks.ranks import Ranks, own_peak_nbytes
+from dpipe.train.networks.stage_files import StageFiles
+from dpipe.train.networks.targets import Targets
+from dpipe.train.networks.training import Trained, epochs_since_best, not_finite
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """What a stage is, and how it is trained."""
+
+    layers: tuple[Layer, ...]
+    stage: int
+    n_stages: int
+    input: Values
+    output: Values
+    loss: Callable[[Any, Any], Any]
+    optimizer: Callable[[Any], Any]
+    epochs: int
+    schedule: Callable[[Any], Any] | None
+    """From an optimizer to a learning-rate schedule."""
+    order: str
+    """In which order micro-batches are worked on: "1f1b" or "gpipe"."""
+    micro_batches: int
+    batch_rows: int
+    seed: int
+    loader: Loader | None = None
+    """Of the first stage only."""
+    validation: Loader | None = None
+    """Of the first stage only."""
+    watched: bool = False
+    """Whether there are rows held out."""
+    patience: int = 5
+    tol: float = 1e-4
+    folder: str | None = None
+    every: int = 100
+    identity: str = ""
+    weights: str | None = None
+    """A file of weights to begin with."""
+    classes: tuple[Any, ...] | None = None
+    """Labels, in the order of the outputs."""
+
+    def run(self, ranks: Ranks) -> bytes:
+        """Train to the end; give the weights of this stage as bytes, unless they stand in a file."""
+        return _Stage(self, ranks).run().packed()
+
+
+@dataclass
+class _Clock:
+    """What this stage is at, and how long it has computed."""
+
+    epoch: int = 0
+    step: int = 0
+    chunk: int = 0
+    busy_s: float = 0.0
+    span_s: float = 0.0
+    n_rows: int = 0
+
+
+class _Stage:
+    """Some layers in the making, in one process of a group."""
+
+    def __init__(self, recipe: StageRecipe, ranks: Ranks) -> None:
+        import torch
+        import torch.distributed as dist
+
+        self._torch, self._dist, self._recipe, self._ranks = torch, dist, recipe, ranks
+        self._base_nbytes = own_peak_nbytes()
+        self._device = ranks.device
+        self._rows = -(-recipe.batch_rows // recipe.micro_batches)
+        self._is_first, self._is_last = recipe.stage == 0, recipe.stage == recipe.n_stages - 1
+        self._clock, self._targets = _Clock(), Targets(recipe.classes)
+        self._y: Any = None
+        self._net = torch.nn.Sequential(*built(recipe.layers, recipe.seed, self._device))
+        self._names = {
+            f"{i}.{name}": layer.full_name(name)
+            for i, layer in enumerate(recipe.layers)
+            for name in self._net[i].state_dict()
+        }
+        self._load_weights()
+        for i, layer in enumerate(recipe.layers):
+            self._net[i].register_forward_pre_hook(self._seeding(layer.index))
+        learned = [each for each in self._net.parameters() if each.requires_grad]
+        self._optimizer = recipe.optimizer(learned) if learned else None
+        scheduled = recipe.schedule is not None and self._optimizer is not None
+        self._schedule = (
+            recipe.schedule(self._optimizer) if recipe.schedule is not None and scheduled else None
+        )
+        self._losses: list[float] = []
+        self._scores: list[float] = []
+        self._best: dict[str, Any] | None = None
+        self._recall()
+        self._pipe = self._pipeline()
+        self._y_shape, self._y_dtype, self._n_batches, self._last_rows = self._told()
+
+    def _load_weights(self) -> None:
+        if self._recipe.weights is not None:
+            given = self._torch.load(self._recipe.weights, mmap=True, weights_only=True)
+            self._net.load_state_dict({name: given[full] for name, full in self._names.items()})
+
+    def _seeding(self, index: int) -> Callable[[Any, Any], None]:
+        """Have what a layer draws follow from its place and the micro-batch: not from the cut."""
+        clock, torch, seed = self._clock, self._torch, self._recipe.seed
+
+        def begin(module: Any, _: Any) -> None:
+            if module.training:
+                torch.manual_seed(drawn(seed, clock.epoch, clock.step, clock.chunk, index))
+
+        return begin
+
+    def _pipeline(self) -> Any:
+        from torch.distributed import pipelining
+
+        recipe, torch = self._recipe, self._torch
+        self._net.register_forward_hook(lambda _, __, output: output.contiguous())
+        stage = pipelining.PipelineStage(
+            self._net,
+            recipe.stage,
+            recipe.n_stages,
+            self._device,
+            input_args=(recipe.input.empty(self._rows),),
+            output_args=(recipe.output.empty(self._rows),),
+        )
+        for name in ("forward_one_chunk", "backward_one_chunk"):
+            setattr(stage, name, self._timed(getattr(stage, name)))
+        kinds = {"1f1b": pipelining.Schedule1F1B, "gpipe": pipelining.ScheduleGPipe}
+        torch.manual_seed(0)
+        return kinds[recipe.order](stage, recipe.micro_batches, loss_fn=self._loss, scale_grads=False)
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        clock = self._clock
+
+        def call(chunk: int, *args: Any, **kwargs: Any) -> Any:
+            clock.chunk, begun = chunk, time.perf_counter()
+            try:
+                return method(chunk, *args, **kwargs)
+            finally:
+                clock.busy_s += time.perf_counter() - begun
+
+        return call
+
+    def _told(self) -> tuple[Any, Any, int, int]:
+        """Have the first stage, which reads, tell the others what is coming."""
+        content, loader = b"", self._recipe.loader
+        if loader is not None:
+            _, (shape, dtype), *_ = loader.shapes
+            told = shape, dtype.name, len(loader), sum(loader.order.counts(len(loader) - 1))
+            content = json.dumps(told).encode()
+        shape, name, n_batches, last_rows = json.loads(self._ranks.told(content))
+        return shape, getattr(self._torch, name), n_batches, last_rows
+
+    def run(self) -> Trained:
+        recipe, clock = self._recipe, self._clock
+        while clock.epoch < recipe.epochs and not self._stopped:
+            self._net.train()
+            for X, y in self._batches():
+                self._learn(X, y)
+                clock.step += 1
+                if clock.step % recipe.every == 0 and clock.step < self._n_batches:
+                    self._write()
+            clock.epoch, clock.step = clock.epoch + 1, 0
+            if recipe.watched:
+                self._score()
+            self._write()
+        weights = self._best or self._state()
+        figures = {"busy_s": clock.busy_s, "span_s": clock.span_s, "base_nbytes": self._base_nbytes}
+        kept = {} if recipe.folder is not None else {name: value.cpu() for name, value in weights.items()}
+        peak = own_peak_nbytes()
+        return Trained(kept, self._losses, self._scores, clock.n_rows, peak, figures=figures)
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        """Give what is left of an epoch: rows to the first stage, targets to the last."""
+        clock = self._clock
+        if self._recipe.loader is not None:
+            self._recipe.loader.seek(clock.epoch, clock.step)
+            batches: Iterator[Any] = iter(self._recipe.loader)
+        else:
+            batches = iter([(None, None)] * (self._n_batches - clock.step))
+        for i, (X, y, *_) in enumerate(batches, start=clock.step):
+            yield X, self._passed(y, self._rows_of(i))
+
+    def _passed(self, y: Any, n: int) -> Any:
+        """Pass targets from the first stage to the last."""
+        if self._is_first and self._is_last:
+            return y.to(self._device)
+        if self._is_first:
+            self._dist.send(y.to(self._device), self._recipe.n_stages - 1)
+        elif self._is_last:
+            y = self._torch.empty((n, *self._y_shape), dtype=self._y_dtype, device=self._device)
+            self._dist.recv(y, 0)
+        return y
+
+    def _learn(self, X: Any, y: Any) -> None:
+        torch, recipe, clock = self._torch, self._recipe, self._clock
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
+        n_rows = self._rows * recipe.micro_batches
+        given: list[Any] = []
+        losses: list[Any] = []
+        if self._is_first:
+            # all micro-batches have as many rows: those that are missing are rows again, whose loss does not count
+            given = [
+                X.to(self._device) if len(X) == n_rows else X[torch.arange(n_rows) % len(X)].to(self._device)
+            ]
+        self._y = y
+        places = torch.arange(n_rows, device=self._device) if self._is_last else None
+        begun = time.perf_counter()
+        self._pipe.step(*given, target=places, losses=losses, return_outputs=False)
+        clock.span_s += time.perf_counter() - begun
+        self._check_finite(sum(losses) if self._is_last else torch.zeros((), device=self._device))
+        if self._optimizer is not None:
+            self._optimizer.step()
+        if self._schedule is not None:
+            self._schedule.step()
+        clock.n_rows += self._rows_of(clock.step)
+
+    def _rows_of(self, step: int) -> int:
+        return self._last_rows if step == self._n_batches - 1 else self._recipe.batch_rows
+
+    def _loss(self, output: Any, places: Any) -> Any:
+        """Compute the part of a batch's loss that is of one micro-batch."""
+        n = min(max(len(self._y) - int(places[0]), 0), len(places))
+        if n == 0:
+            return output.sum() * 0
+        y = self._targets(output[:n], self._y[places[:n]])
+        return self._recipe.loss(output[:n], y) * (n / len(self._y))
+
+    def _check_finite(self, loss: Any) -> None:
+        """Tell all stages the loss, and stop all of them at the same batch."""
+        torch = self._torch
+        grads = [each.grad.sum() for each in self._net.parameters() if each.grad is not None]
+        bad = bool(grads) and not bool(torch.isfinite(torch.stack(grads)).all())
+        told = torch.stack(
+            [loss.detach().double().reshape(()), torch.tensor(float(bad), device=self._device)]
+        )
+        self._dist.all_reduce(told)
+        total, n_bad = told.tolist()
+        if n_bad or not torch.isfinite(told[0]):
+            raise not_finite(total, self._clock.epoch, self._clock.step)
+        self._losses.append(total)
+
+    def _score(self) -> None:
+        """Score the held-out rows, forward only; keep the best weights."""
+        torch, dist, recipe = self._torch, self._dist, self._recipe
+        self._net.eval()
+        found = torch.zeros(2, dtype=torch.float64, device=self._device)
+        content, held = b"", recipe.validation
+        if held is not None:
+            held.seek(0)
+            content = json.dumps([sum(held.order.counts(step)) for step in range(len(held))]).encode()
+        lengths = json.loads(self._ranks.told(content))
+        batches = iter([(None, None)] * len(lengths)) if held is None else iter(held)
+        with torch.no_grad():
+            for n, (X, y, *_) in zip(lengths, batches, strict=True):
+                y = self._passed(y, n)
+                if self._is_first:
+                    values = X.to(self._device)
+                else:
+                    values = torch.empty_like(recipe.input.empty(n), device=self._device, requires_grad=False)
+                    dist.recv(values, recipe.stage - 1)
+                output = self._net(values)
+                if self._is_last:
+                    loss = recipe.loss(output, self._targets(output, y))
+                    found += torch.tensor([float(loss) * n, n], device=self._device)
+                else:
+                    dist.send(output, recipe.stage + 1)
+        dist.all_reduce(found)
+        self._scores.append(float(found[0] / found[1]))
+        if self._since_best == 0:
+            self._best = {name: value.clone() for name, value in self._state().items()}
+
+    @property
+    def _since_best(self) -> int:
+        """Epochs since the last one that was better."""
+        return epochs_since_best(self._scores, self._recipe.tol)
+
+    @property
+    def _stopped(self) -> bool:
+        return self._recipe.watched and self._since_best >= self._recipe.patience
+
+    def _state(self) -> dict[str, Any]:
+        """Give the weights by their names in the whole module."""
+        return {self._names[name]: value.detach() for name, value in self._net.state_dict().items()}
+
+    def _learned_names(self) -> list[str]:
+        """Name the weights in the order in which the optimizer knows them."""
+        return [self._names[name] for name, each in self._net.named_parameters() if each.requires_grad]
+
+    def _write(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        recipe = self._recipe
+        if recipe.folder is None:
+            return
+        tree: dict[str, Any] = {
+            "module": self._state(),
+            "best": self._best,
+            "schedule": None,
+            "optimizer": {},
+        }
+        if self._optimizer is not None:
+            held = self._optimizer.state_dict()
+            names = self._learned_names()
+            tree["optimizer"] = {names[i]: state for i, state in held["state"].items()}
+            tree["groups"] = [{**group, "params": []} for group in held["param_groups"]]
+        if self._schedule is not None:
+            tree["schedule"] = self._schedule.state_dict()
+        clock = self._clock
+        told = {"epoch": clock.epoch, "step": clock.step, "losses": self._losses, "scores": self._scores}
+        StageFiles(recipe.folder, recipe.identity).write(
+            tree, told, recipe.stage, recipe.n_stages, self._dist.barrier
+        )
+
+    def _recall(self) -> None:
+        """Go on from the last checkpoint, whatever stages it was written by."""
+        recipe = self._recipe
+        found = (
+            None if recipe.folder is None else StageFiles(recipe.folder, recipe.identity).last(recipe.epochs)
+        )
+        if found is None:
+            return
+        told = found.told
+        self._clock.epoch, self._clock.step = told["epoch"], told["step"]
+        self._losses, self._scores = list(told["losses"]), list(told["scores"])
+        weights = found.tensors("module")
+        self._net.load_state_dict({name: weights[full] for name, full in self._names.items()})
+        best = found.tensors("best")
+        if best:
+            self._best = {name: best[name].clone() for name in self._names.values()}
+        if self._optimizer is not None:
+            states, names = found.tensors("optimizer"), self._learned_names()
+            made = self._optimizer.state_dict()
+            groups = [
+                {**kept, "params": own["params"]}
+                for kept, own in zip(found.first("groups"), made["param_groups"], strict=True)
+            ]
+            known = {i: _cloned(states[name]) for i, name in enumerate(names) if name in states}
+            self._optimizer.load_state_dict({"state": known, "param_groups": groups})
+        if self._schedule is not None:
+            self._schedule.load_state_dict(found.first("schedule"))
+
+
+def _cloned(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy what is mapped from a file that the next checkpoint replaces."""
+    return {name: value.clone() if hasattr(value, "clone") else value for name, value in state.items()}
