@@ -8,17 +8,19 @@ dpipe estimators
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dpipe.cluster.cluster import Cluster
 from dpipe.deploy.batch import score_files
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.catalog import estimators
@@ -132,6 +134,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=int, help="blocks to work on at a time (default: one a processor)"
     )
 
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE|NAME",
+        help="where to run: a cluster specification, an address, or a name (default: this machine)",
+    )
+
 
 def _add_predict(commands: Any) -> None:
     predict = commands.add_parser(
@@ -193,17 +201,25 @@ def _add_estimators(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     pipe = load_recipe(arguments.recipe, arguments.settings)
-    _check_workers(arguments.workers)
-    done = pipe.run(
-        memory=arguments.memory, workers=arguments.workers, progress=False if arguments.quiet else None
-    )
+    cluster = _cluster(arguments)
+    if cluster is not None and cluster.kind not in ("address", "mpi"):
+        pipe.plan(memory=arguments.memory, client=cluster)  # what cannot be done does not wait in a queue
+    with _started(cluster) as client:
+        done = pipe.run(
+            memory=arguments.memory,
+            client=client,
+            workers=arguments.workers,
+            progress=False if arguments.quiet else None,
+        )
     print(done)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     pipe = load_recipe(arguments.recipe, arguments.settings)
-    _check_workers(arguments.workers)
-    print(pipe.plan(memory=arguments.memory, workers=arguments.workers))
+    cluster = _cluster(arguments)
+    must_run = cluster is not None and cluster.kind in ("address", "mpi")
+    with _started(cluster if must_run else None) as client:
+        print(pipe.plan(memory=arguments.memory, client=client or cluster, workers=arguments.workers))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -211,10 +227,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise InputError(
             "predict needs input files and an output folder: dpipe predict BUNDLE IN [IN ...] OUT."
         )
-    _check_workers(arguments.workers)
     *source, destination = arguments.paths
     show = False if arguments.quiet else None
-    with Session("predict", show=show) as session:
+    with _started(_cluster(arguments)) as client, Session("predict", show=show) as session:
         done = score_files(
             arguments.bundle,
             source,
@@ -222,6 +237,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             method=arguments.method,
             keep=arguments.keep,
             memory=arguments.memory,
+            client=client,
             workers=arguments.workers,
             trusted=arguments.trust,
             listener=session.listener,
@@ -262,9 +278,31 @@ def _estimators(arguments: argparse.Namespace) -> None:
     print(estimators())
 
 
-def _check_workers(workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers must be at least 1, got {workers}.")
+def _cluster(arguments: argparse.Namespace) -> Any:
+    """Read the cluster that --cluster names; None for this machine."""
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError(f"--workers must be at least 1, got {arguments.workers}.")
+    if arguments.cluster is None:
+        return None
+    if arguments.workers is not None:
+        raise InputError(
+            "--workers is for this machine; how many workers a cluster has is said by --cluster."
+        )
+    return Cluster.read(arguments.cluster)
+
+
+@contextlib.contextmanager
+def _started(cluster: Any) -> Iterator[Any]:
+    """Start a cluster, and take its jobs and certificates away also when a queue ends this process."""
+    if cluster is None:
+        yield None
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with cluster as client:
+            yield client
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def load_recipe(name: str, settings: Sequence[str]) -> Pipeline:

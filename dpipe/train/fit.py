@@ -14,6 +14,7 @@ from distributed import Client
 
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import compute, compute_keys, running
 from dpipe.errors import DpipeError
 from dpipe.families.epochs import Epochs
@@ -374,6 +375,7 @@ def plan(
     return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside).plan
 
 
+@takes_cluster
 def fit(
     estimator: Estimator,
     X: Any,
