@@ -5,6 +5,8 @@ dpipe plan recipes.taxi_tips
 dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/
 dpipe report runs/taxi-tips
 dpipe estimators
+dpipe cluster check slurm.yaml
+dpipe submit recipes.taxi_tips --cluster slurm.yaml
 """
 
 import argparse
@@ -20,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dpipe.cluster import submission
+from dpipe.cluster.check import check_cluster
 from dpipe.cluster.cluster import Cluster
 from dpipe.deploy.batch import score_files
 from dpipe.errors import DpipeError, InputError
@@ -89,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_verify(commands)
     _add_estimators(commands)
+    _add_cluster(commands)
+    _add_submit(commands)
+    _add_submissions(commands)
     return parser
 
 
@@ -197,6 +204,81 @@ def _add_estimators(commands: Any) -> None:
         "passes, and what 'the same answer' means for each.",
     )
     listing.set_defaults(command=_estimators)
+
+
+def _add_cluster(commands: Any) -> None:
+    check = commands.add_parser(
+        "cluster",
+        help="check a cluster specification before it is used: dpipe cluster check FILE",
+        description="Print the job script of a cluster specification, compare it with what the queue offers, and let "
+        "one tiny job look at a node: Python, packages, scratch, network. Says what to change; the exit status is 1 if "
+        "anything needs to be.",
+        epilog="example: dpipe cluster check slurm.yaml",
+    )
+    check.add_argument("action", choices=["check"], help="what to do")
+    check.add_argument("cluster", metavar="FILE|NAME", help="a cluster specification")
+    check.set_defaults(command=_check)
+
+
+def _add_submit(commands: Any) -> None:
+    run = commands.add_parser(
+        "submit",
+        help="carry out a recipe in jobs, its driver included, and come back at once",
+        description="Submit a recipe: its driver is a job, too, which submits the jobs of its workers, and which "
+        "submits itself again before its wall time is over.",
+        epilog="example: dpipe submit recipes.taxi_tips rows=2000000 --cluster slurm.yaml",
+    )
+    _add_recipe(run)
+    run.set_defaults(command=_submit)
+
+
+def _add_submissions(commands: Any) -> None:
+    for name, says, command in (
+        ("status", "tell what submitted runs are at", _status),
+        ("logs", "print what the driver of a submitted run has printed", _logs),
+        ("cancel", "end a submitted run", _cancel),
+    ):
+        parser = commands.add_parser(name, help=says, description=f"{says.capitalize()}.")
+        parser.add_argument(
+            "name",
+            metavar="NAME",
+            nargs="?" if name == "status" else None,
+            help="as dpipe submit has printed it" + (" (default: all)" if name == "status" else ""),
+        )
+        parser.set_defaults(command=command)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    found = check_cluster(Cluster.read(arguments.cluster))
+    print(found)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    cluster = _cluster(arguments)
+    if cluster is None:
+        raise InputError("dpipe submit needs --cluster FILE: a specification of the queue to submit to.")
+    # a recipe that is wrong, or a plan that does not fit, is said before anything waits in a queue
+    load_recipe(arguments.recipe, arguments.settings).plan(memory=arguments.memory, client=cluster)
+    budget = () if arguments.memory is None else ("--memory", arguments.memory)
+    made = submission.submit(
+        arguments.recipe, ("run", arguments.recipe, *arguments.settings, *budget, "--quiet"), cluster
+    )
+    print(f"{made.name} is job {made.jobs[-1]}; follow it with: dpipe status {made.name}")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    found = [submission.read_submission(arguments.name)] if arguments.name else submission.submissions()
+    print("\n".join(map(submission.status, found)) or "nothing was submitted")
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    print(submission.logs(submission.read_submission(arguments.name)))
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    print(submission.cancel(submission.read_submission(arguments.name)))
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -111,7 +111,11 @@ def command_job(spec: Specification, command: list[str], logs: Path, name: str, 
         walltime=walltime,
         directives=extra,
     )
-    # the template of the script ends with the command of a worker; this job runs another one
+    return with_command(job, spec, command)
+
+
+def with_command(job: Any, spec: Specification, command: list[str]) -> Any:
+    """Let a job run another command in place of its workers."""
     line = shlex.join(command)
     if spec.kind == "htcondor":  # its lines before the command are part of the command
         line = "; ".join([*job._job_script_prologue, line])

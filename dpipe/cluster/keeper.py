@@ -112,7 +112,7 @@ class Keeper:
         """Say what the jobs wait for; empty if some job runs."""
         if not self.jobs or any(job.state.phase == RUNNING for job in self.jobs):
             return ""
-        reasons = sorted({job.state.reason for job in self.jobs if job.state.reason})
+        reasons = sorted({job.state.reason for job in self.jobs if job.state.reason not in ("", "None")})
         return f"{counted(len(self.jobs), 'job')} in the queue: {', '.join(reasons) or 'not started yet'}"
 
     async def keep(self) -> None:
