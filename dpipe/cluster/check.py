@@ -160,7 +160,12 @@ def _walltime(spec: Specification, most: str) -> Finding:
     if spec.walltime_s is None:
         return Finding("walltime", f"none asked for: the default of the partition, at most {most}")
     says = f"a job asks for {clock(spec.walltime_s)}, the partition allows {most}"
-    return Finding("walltime", says, ok=most == "infinite" or spec.walltime_s <= seconds(most))
+    return Finding("walltime", says, ok=most == "infinite" or spec.walltime_s <= _limit_s(most))
+
+
+def _limit_s(text: str) -> int:
+    """Read a limit of SLURM, which leaves out days and hours that are none."""
+    return seconds(text if text.count(":") == 2 else f"00:{text.rjust(5, '0')}")
 
 
 async def _account(spec: Specification) -> list[Finding]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+import dask
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
 from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
-from dpipe.cluster.local import scratch_folder
+from dpipe.cluster.local import dashboard_link, scratch_folder
 from dpipe.cluster.node import enforced_nbytes
 from dpipe.cluster.specification import QUEUES, Specification, find_specification
 from dpipe.errors import ClusterError, InputError
@@ -46,7 +47,8 @@ class Cluster(Specification):
     scratch : str, optional
         Folder on the disk of each node for what workers spill; ``$NAME`` is read there.
     queue, account, resource : str, optional
-        Partition or queue; account or project; what PBS, SGE and OAR call the resource specification.
+        Partition or queue; account or project; what PBS, SGE and OAR call the resource specification, and the disk of a
+        job of HTCondor.
     directives : sequence of str
         Further lines of the job's header, without their prefix.
     python : str, optional
@@ -61,8 +63,8 @@ class Cluster(Specification):
         Jobs in a row that may end before a worker has started; default 3.
     tls : bool, optional
         False sends everything unencrypted; default: what leaves this machine is encrypted.
-    driver_cores, driver_memory, driver_walltime : optional
-        Of the job that ``dpipe submit`` makes of the run itself.
+    driver_cores, driver_memory, driver_walltime, driver_directives : optional
+        Of the job that ``dpipe submit`` makes of the run itself; by default 1, "2 GiB" and the workers' wall time.
     threads : bool
         One process with `workers` x `cores` threads; only for ``local``.
     address, ca, certificate, key : str, optional
@@ -164,6 +166,7 @@ def _local(spec: Cluster) -> Iterator[Client]:
             f"is in, lets them have {room:,} together. Ask for less, or for fewer workers."
         )
     with (
+        dask.config.set({"distributed.dashboard.link": dashboard_link()}),
         LocalCluster(
             processes=not spec.threads,
             n_workers=n_processes,

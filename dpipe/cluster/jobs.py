@@ -74,6 +74,9 @@ def worker_job(
         Its ``job_script()`` is what would be submitted.
     """
     assert spec.memory_nbytes is not None
+    resource = {}
+    if spec.resource is not None:
+        resource = {"disk" if spec.kind == "htcondor" else "resource_spec": spec.resource}
     job = _job(
         spec,
         logs,
@@ -83,7 +86,8 @@ def worker_job(
         memory=f"{spec.memory_nbytes * spec.per_job}B",
         processes=spec.per_job,
         walltime=spec.walltime_s,
-        directives=[_NO_REQUEUE[spec.kind]] if spec.kind in _NO_REQUEUE else [],
+        directives=[*([_NO_REQUEUE[spec.kind]] if spec.kind in _NO_REQUEUE else []), *spec.directives],
+        **resource,
         interface=spec.interface,
         death_timeout=DEATH_TIMEOUT_S,
         local_directory=spec.scratch,
@@ -97,7 +101,7 @@ def worker_job(
     return job
 
 
-def command_job(spec: Specification, command: list[str], logs: Path, name: str, extra: list[str]) -> Any:
+def command_job(spec: Specification, command: list[str], logs: Path, name: str) -> Any:
     """Describe a job that runs one command, with the size that the specification gives the driver."""
     walltime = spec.walltime_s if spec.driver_walltime is None else int(spec.driver_walltime)
     job = _job(
@@ -109,7 +113,7 @@ def command_job(spec: Specification, command: list[str], logs: Path, name: str, 
         memory=f"{spec.driver_memory}B",
         processes=1,
         walltime=walltime,
-        directives=extra,
+        directives=list(spec.driver_directives),
     )
     return with_command(job, spec, command)
 
@@ -128,22 +132,20 @@ def _job(
 ) -> Any:
     module = _jobqueue(spec.kind)
     own: dict[str, Any] = {}
-    if spec.queue is not None and spec.kind != "htcondor":
+    if spec.queue is not None:
         own["queue"] = spec.queue
     if spec.account is not None and spec.kind != "htcondor":
         own["account" if spec.kind in ("slurm", "pbs") else "project"] = spec.account
-    if spec.resource is not None and spec.kind in ("pbs", "sge", "oar"):
-        own["resource_spec"] = spec.resource
     if walltime is not None and spec.kind != "htcondor":
         # LSF counts in hours and minutes
         own["walltime"] = clock(walltime).rpartition(":")[0] if spec.kind == "lsf" else clock(walltime)
-    lines: Any = [*directives, *spec.directives]
+    lines: Any = directives
     if spec.kind == "oar":
         own["memory_per_core_property_name"] = "not_applicable"
     if spec.kind == "lsf":
         own["lsf_units"] = "mb"
     if spec.kind == "htcondor":
-        own["disk"] = spec.resource or "1 GB"
+        given.setdefault("disk", "1 GB")
         if spec.account is not None:
             lines = [f"accounting_group = {spec.account}", *lines]
         lines = dict(_assignment(line) for line in lines)

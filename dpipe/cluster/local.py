@@ -178,7 +178,7 @@ def running(place: Place, *, watched: bool = True) -> Iterator[Client | None]:
             {
                 "distributed.admin.tick.limit": "30s",
                 "distributed.worker.memory.pause": False,
-                "distributed.dashboard.link": _dashboard_link(),
+                "distributed.dashboard.link": dashboard_link(),
                 # a worker of this process cannot be lost, but a clock that is set would make it look so
                 "distributed.scheduler.worker-ttl": None,
             }
@@ -229,7 +229,7 @@ async def _keep_time(cluster: Any, client: Any) -> None:
         before = now
 
 
-def _dashboard_link() -> str:
+def dashboard_link() -> str:
     """Keep a link that the user has configured; else name the address that the dashboard is bound to."""
     link: str = dask.config.get("distributed.dashboard.link")
     return link.replace("{host}", "127.0.0.1") if link == "{scheme}://{host}:{port}/status" else link

@@ -33,13 +33,15 @@ _APART = _WORKERS | {
     "attempts",
     "per_job",
 }
-_DRIVER = frozenset({"driver_cores", "driver_memory", "driver_walltime"})
-_QUEUED = _APART | _DRIVER | {"walltime", "queue", "account", "resource", "directives"}
+_DRIVER = frozenset({"driver_cores", "driver_memory", "driver_walltime", "driver_directives"})
+_QUEUED = _APART | _DRIVER | {"walltime", "queue", "account", "directives"}
 #: The keys of each kind, beside `kind` itself.
 KEYS: dict[str, frozenset[str]] = {
     "local": _WORKERS | {"threads"},
     "address": frozenset({"address", "ca", "certificate", "key", "tls"}),
-    **dict.fromkeys(QUEUES, _QUEUED),
+    **dict.fromkeys(("slurm", "lsf"), _QUEUED),
+    **dict.fromkeys(("pbs", "sge", "oar"), _QUEUED | {"resource"}),
+    "htcondor": _QUEUED - {"queue"} | {"resource"},  # its jobs ask for what they need, and name no queue
     "ssh": _APART | {"hosts"},
     "mpi": frozenset({"cores", "memory", "scratch", "interface", "tls"}),
     "kubernetes": frozenset({"workers", "cores", "memory", "image", "namespace", "options"}),
@@ -73,6 +75,7 @@ class Specification:
     driver_cores: int = 1
     driver_memory: int | str = "2 GiB"
     driver_walltime: int | str | None = None
+    driver_directives: tuple[str, ...] = ()
     threads: bool = False
     address: str | None = None
     ca: str | None = None
@@ -275,7 +278,7 @@ _CHECKS: dict[str, Any] = {
         ("queue", "account", "interface", "scheduler_interface", "address", "image", "namespace"), _word
     ),
     "resource": _text,
-    **dict.fromkeys(("directives", "prologue"), _lines),
+    **dict.fromkeys(("directives", "driver_directives", "prologue"), _lines),
     "hosts": _words,
     **dict.fromkeys(("tls", "threads"), _flag),
     "options": _mapping,

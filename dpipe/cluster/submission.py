@@ -170,7 +170,7 @@ async def submit_driver(submission: Submission) -> Submission:
     folder = submission.folder
     command = [spec.python or sys.executable, "-m", "dpipe.cluster.driver", str(folder)]
     number = len(submission.jobs) + 1
-    job = command_job(spec, command, folder / "logs", f"driver-{number}", [])
+    job = command_job(spec, command, folder / "logs", f"driver-{number}")
     made = await submitted(job, folder / f"driver-{number}.sh")
     return submission.changed(jobs=(*submission.jobs, made))
 
