@@ -15,7 +15,9 @@ from distributed.security import Security
 from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
 from dpipe.cluster.local import dashboard_link, scratch_folder
 from dpipe.cluster.node import enforced_nbytes
+from dpipe.cluster.other_kinds import cuda_client, kubernetes_client, mpi_client
 from dpipe.cluster.specification import QUEUES, Specification, find_specification
+from dpipe.cluster.ssh import SshLauncher
 from dpipe.errors import ClusterError, InputError
 
 P = ParamSpec("P")
@@ -50,7 +52,7 @@ class Cluster(Specification):
         Partition or queue; account or project; what PBS, SGE and OAR call the resource specification, and the disk of a
         job of HTCondor.
     directives : sequence of str
-        Further lines of the job's header, without their prefix.
+        Further lines of the job's header, without their prefix; for ``ssh``, further options of the command.
     python : str, optional
         Python of the nodes; default this one.
     prologue : sequence of str
@@ -222,8 +224,18 @@ def _queued(spec: Cluster) -> Iterator[Client]:
         yield client
 
 
+@contextlib.contextmanager
+def _by_ssh(spec: Cluster) -> Iterator[Client]:
+    with kept_cluster(spec, functools.partial(SshLauncher, spec)) as client:
+        yield client
+
+
 _STARTS: dict[str, Callable[[Cluster], contextlib.AbstractContextManager[Client]]] = {
     "local": _local,
     "address": _address,
     **dict.fromkeys(QUEUES, _queued),
+    "ssh": _by_ssh,
+    "mpi": mpi_client,
+    "kubernetes": kubernetes_client,
+    "cuda": cuda_client,
 }

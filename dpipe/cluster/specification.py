@@ -42,9 +42,9 @@ KEYS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("slurm", "lsf"), _QUEUED),
     **dict.fromkeys(("pbs", "sge", "oar"), _QUEUED | {"resource"}),
     "htcondor": _QUEUED - {"queue"} | {"resource"},  # its jobs ask for what they need, and name no queue
-    "ssh": _APART | {"hosts"},
+    "ssh": _APART | {"hosts", "directives"},
     "mpi": frozenset({"cores", "memory", "scratch", "interface", "tls"}),
-    "kubernetes": frozenset({"workers", "cores", "memory", "image", "namespace", "options"}),
+    "kubernetes": frozenset({"workers", "cores", "memory", "image", "namespace", "options", "tls"}),
     "cuda": _WORKERS | {"options"},
 }
 #: Where a name is looked up that is not a path; the environment may name another folder.
@@ -128,6 +128,11 @@ class Specification:
         if self.kind in QUEUES and self.memory is None:
             self._refuse(
                 "memory", f'is missing; {self.kind} must be told what a worker needs, such as "8 GiB"'
+            )
+        if self.kind in ("mpi", "kubernetes") and self.tls is not False:
+            self._refuse(
+                "tls",
+                f"must be false: kind {self.kind!r} has no certificates to hand out",
             )
         files = [name for name in ("ca", "certificate", "key") if getattr(self, name)]
         if files and len(files) < 3:
