@@ -13,6 +13,7 @@ import dpipe
 from dpipe.cli import main
 from dpipe.cluster import keeper
 from dpipe.cluster.cluster import Cluster
+from dpipe.cluster.submission import read_submission
 from dpipe.errors import ClusterError
 
 # each job imports Python's scientific packages anew: on a busy machine that takes long
@@ -119,19 +120,80 @@ def test_a_check_finds_what_is_wrong_with_a_specification(slurm, slurm_file, cap
     assert "CHANGE  walltime: a job asks for 00:20:00, the partition allows 1:00" in said
 
 
-def test_a_submitted_run_is_followed_to_its_end(slurm, slurm_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("DPIPE_HOME", str(tmp_path / "home"))
-    spec = ["rows=3000", f"workdir={tmp_path}/wd", "--cluster", str(slurm_file)]
-    assert main(["submit", "recipes.taxi_tips", *spec]) == 0
-    assert "taxi_tips-1 is job" in capsys.readouterr().out
+RECIPE = "tests.cluster.tiny_recipe"
+
+
+def followed(capsys, name):
+    """Follow a submission to its end; give what its status was."""
+    said = ""
 
     def ended():
-        main(["status", "taxi_tips-1"])
+        nonlocal said
+        main(["status", name])
         said = capsys.readouterr().out
         assert "lost" not in said
         return "finished" in said or "failed" in said
 
-    until(ended, 200)
-    main(["logs", "taxi_tips-1"])
-    assert "taxi-tips: finished" in capsys.readouterr().out
-    assert dpipe.load(tmp_path / "wd" / "bundle", trusted=["recipes.ride_features.ride_features"])
+    until(ended, 600)
+    return said
+
+
+def fitted(folder):
+    """Give the coefficients that a run of the recipe has deployed, to the bit."""
+    model = dpipe.load(folder / "workdir" / "bundle").model
+    return [model[0].mean_.tobytes(), model[1].coef_.tobytes()]
+
+
+def test_a_submitted_run_is_followed_to_its_end(slurm, slurm_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DPIPE_HOME", str(tmp_path / "home"))
+    slurm_file.write_text(slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 1"))
+    assert main(["submit", RECIPE, f"folder={tmp_path}", "--cluster", str(slurm_file)]) == 0
+    assert "tiny_recipe-1 is job" in capsys.readouterr().out
+    assert "finished" in followed(capsys, "tiny_recipe-1")
+    main(["logs", "tiny_recipe-1"])
+    assert "tiny: finished" in capsys.readouterr().out
+    assert len(fitted(tmp_path)) == 2
+    main(["cancel", "tiny_recipe-1"])
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_a_submitted_run_can_be_cancelled(slurm, slurm_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DPIPE_HOME", str(tmp_path / "home"))
+    assert main(["submit", RECIPE, f"folder={tmp_path}", "pause=60", "--cluster", str(slurm_file)]) == 0
+    main(["cancel", "tiny_recipe-1"])
+    main(["status"])
+    assert "tiny_recipe-1: cancelled" in capsys.readouterr().out
+    until(lambda: not slurm.jobs())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_that_needs_several_wall_times_ends_with_the_same_bits(
+    slurm, slurm_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("DPIPE_HOME", str(tmp_path / "home"))
+    text = slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 1\ndriver_walltime: 90")
+    slurm_file.write_text(text)
+    long, short = tmp_path / "long", tmp_path / "short"
+    assert main(["submit", RECIPE, f"folder={long}", "pause=5", "--cluster", str(slurm_file)]) == 0
+    capsys.readouterr()
+    assert "finished" in followed(capsys, "tiny_recipe-1")
+    assert len(read_submission("tiny_recipe-1").jobs) >= 3
+    assert main(["run", RECIPE, f"folder={short}", "--quiet"]) == 0
+    assert fitted(long) == fitted(short)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_whose_wall_time_runs_out_are_replaced(slurm, slurm_file, caplog):
+    text = slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 2")
+    slurm_file.write_text(text.replace("00:20:00", "00:01:00").replace("main", "short"))
+    seen = set()
+    with Cluster.read(slurm_file) as client:
+        total = client.compute(slow_array(480).sum())
+        while not total.done():
+            seen |= {worker["name"] for worker in client.scheduler_info()["workers"].values()}
+            time.sleep(0.5)
+        assert total.result() == 9600
+    assert len(seen) >= 5  # two at a time, three times
+    assert "No more jobs" not in caplog.text
