@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 from distributed import Client, Scheduler, SpecCluster
+from distributed.utils import format_dashboard_link
 
 from dpipe.cluster import keeper as keeping
 from dpipe.cluster import node
@@ -86,7 +87,7 @@ class KeptCluster(SpecCluster):
     @property
     def dashboard_link(self) -> str:
         """Address of the dashboard, which listens on this machine only."""
-        return f"http://127.0.0.1:{self.dashboard_port}/status"
+        return format_dashboard_link("127.0.0.1", self.dashboard_port)
 
 
 def run_folder(spec: Specification) -> Path:
