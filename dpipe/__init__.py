@@ -1,6 +1,7 @@
 """Write plain scikit-learn. Run it on data larger than memory. Get plain scikit-learn back."""
 
 from dpipe import fields
+from dpipe.cluster.cluster import Cluster
 from dpipe.collect.arrow_files import read_arrow
 from dpipe.collect.contract import Contract
 from dpipe.collect.csv import read_csv
@@ -37,6 +38,7 @@ from dpipe.tuning.search import Search, search
 from dpipe.validate.score import score
 
 __all__ = [
+    "Cluster",
     "Contract",
     "DataParallel",
     "DpipeError",

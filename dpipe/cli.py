@@ -5,20 +5,26 @@ dpipe plan recipes.taxi_tips
 dpipe predict runs/taxi-tips/bundle 'new/*.parquet' scored/
 dpipe report runs/taxi-tips
 dpipe estimators
+dpipe cluster check slurm.yaml
+dpipe submit recipes.taxi_tips --cluster slurm.yaml
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dpipe.cluster import submission
+from dpipe.cluster.check import check_cluster
+from dpipe.cluster.cluster import Cluster
 from dpipe.deploy.batch import score_files
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.catalog import estimators
@@ -87,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_verify(commands)
     _add_estimators(commands)
+    _add_cluster(commands)
+    _add_submit(commands)
+    _add_submissions(commands)
     return parser
 
 
@@ -130,6 +139,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="memory budget of the whole run, such as 2GiB")
     parser.add_argument(
         "--workers", metavar="N", type=int, help="blocks to work on at a time (default: one a processor)"
+    )
+
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE|NAME",
+        help="where to run: a cluster specification, an address, or a name (default: this machine)",
     )
 
 
@@ -191,19 +206,102 @@ def _add_estimators(commands: Any) -> None:
     listing.set_defaults(command=_estimators)
 
 
+def _add_cluster(commands: Any) -> None:
+    check = commands.add_parser(
+        "cluster",
+        help="check a cluster specification before it is used: dpipe cluster check FILE",
+        description="Print the job script of a cluster specification, compare it with what the queue offers, and let "
+        "one tiny job look at a node: Python, packages, scratch, network. Says what to change; the exit status is 1 if "
+        "anything needs to be.",
+        epilog="example: dpipe cluster check slurm.yaml",
+    )
+    check.add_argument("action", choices=["check"], help="what to do")
+    check.add_argument("cluster", metavar="FILE|NAME", help="a cluster specification")
+    check.set_defaults(command=_check)
+
+
+def _add_submit(commands: Any) -> None:
+    run = commands.add_parser(
+        "submit",
+        help="carry out a recipe in jobs, its driver included, and come back at once",
+        description="Submit a recipe: its driver is a job, too, which submits the jobs of its workers, and which "
+        "submits itself again before its wall time is over.",
+        epilog="example: dpipe submit recipes.taxi_tips rows=2000000 --cluster slurm.yaml",
+    )
+    _add_recipe(run)
+    run.set_defaults(command=_submit)
+
+
+def _add_submissions(commands: Any) -> None:
+    for name, says, command in (
+        ("status", "tell what submitted runs are at", _status),
+        ("logs", "print what the driver of a submitted run has printed", _logs),
+        ("cancel", "end a submitted run", _cancel),
+    ):
+        parser = commands.add_parser(name, help=says, description=f"{says.capitalize()}.")
+        parser.add_argument(
+            "name",
+            metavar="NAME",
+            nargs="?" if name == "status" else None,
+            help="as dpipe submit has printed it" + (" (default: all)" if name == "status" else ""),
+        )
+        parser.set_defaults(command=command)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    found = check_cluster(Cluster.read(arguments.cluster))
+    print(found)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    cluster = _cluster(arguments)
+    if cluster is None:
+        raise InputError("dpipe submit needs --cluster FILE: a specification of the queue to submit to.")
+    # a recipe that is wrong, or a plan that does not fit, is said before anything waits in a queue
+    load_recipe(arguments.recipe, arguments.settings).plan(memory=arguments.memory, client=cluster)
+    budget = () if arguments.memory is None else ("--memory", arguments.memory)
+    made = submission.submit(
+        arguments.recipe, ("run", arguments.recipe, *arguments.settings, *budget, "--quiet"), cluster
+    )
+    print(f"{made.name} is job {made.jobs[-1]}; follow it with: dpipe status {made.name}")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    found = [submission.read_submission(arguments.name)] if arguments.name else submission.submissions()
+    print("\n".join(map(submission.status, found)) or "nothing was submitted")
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    print(submission.logs(submission.read_submission(arguments.name)))
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    print(submission.cancel(submission.read_submission(arguments.name)))
+
+
 def _run(arguments: argparse.Namespace) -> None:
     pipe = load_recipe(arguments.recipe, arguments.settings)
-    _check_workers(arguments.workers)
-    done = pipe.run(
-        memory=arguments.memory, workers=arguments.workers, progress=False if arguments.quiet else None
-    )
+    cluster = _cluster(arguments)
+    if cluster is not None and cluster.kind not in ("address", "mpi"):
+        pipe.plan(memory=arguments.memory, client=cluster)  # what cannot be done does not wait in a queue
+    with _started(cluster) as client:
+        done = pipe.run(
+            memory=arguments.memory,
+            client=client,
+            workers=arguments.workers,
+            progress=False if arguments.quiet else None,
+        )
     print(done)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     pipe = load_recipe(arguments.recipe, arguments.settings)
-    _check_workers(arguments.workers)
-    print(pipe.plan(memory=arguments.memory, workers=arguments.workers))
+    cluster = _cluster(arguments)
+    must_run = cluster is not None and cluster.kind in ("address", "mpi")
+    with _started(cluster if must_run else None) as client:
+        print(pipe.plan(memory=arguments.memory, client=client or cluster, workers=arguments.workers))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -211,10 +309,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise InputError(
             "predict needs input files and an output folder: dpipe predict BUNDLE IN [IN ...] OUT."
         )
-    _check_workers(arguments.workers)
     *source, destination = arguments.paths
     show = False if arguments.quiet else None
-    with Session("predict", show=show) as session:
+    with _started(_cluster(arguments)) as client, Session("predict", show=show) as session:
         done = score_files(
             arguments.bundle,
             source,
@@ -222,6 +319,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             method=arguments.method,
             keep=arguments.keep,
             memory=arguments.memory,
+            client=client,
             workers=arguments.workers,
             trusted=arguments.trust,
             listener=session.listener,
@@ -262,9 +360,31 @@ def _estimators(arguments: argparse.Namespace) -> None:
     print(estimators())
 
 
-def _check_workers(workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers must be at least 1, got {workers}.")
+def _cluster(arguments: argparse.Namespace) -> Any:
+    """Read the cluster that --cluster names; None for this machine."""
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError(f"--workers must be at least 1, got {arguments.workers}.")
+    if arguments.cluster is None:
+        return None
+    if arguments.workers is not None:
+        raise InputError(
+            "--workers is for this machine; how many workers a cluster has is said by --cluster."
+        )
+    return Cluster.read(arguments.cluster)
+
+
+@contextlib.contextmanager
+def _started(cluster: Any) -> Iterator[Any]:
+    """Start a cluster, and take its jobs and certificates away also when a queue ends this process."""
+    if cluster is None:
+        yield None
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with cluster as client:
+            yield client
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def load_recipe(name: str, settings: Sequence[str]) -> Pipeline:

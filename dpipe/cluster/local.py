@@ -21,6 +21,7 @@ from distributed.client import default_client
 from distributed.comm import CommClosedError
 
 from dpipe.blocks.heap import give_back
+from dpipe.cluster.specification import Specification
 from dpipe.errors import ClusterError, InputError
 from dpipe.sizes import MIB
 
@@ -70,8 +71,10 @@ def find_place(client: Client | None, memory: int | None, n_blocks: int, workers
     InputError
         If `client` is not a client, or has no workers.
     """
+    if isinstance(client, Specification):
+        return _place_to_be(client, memory)
     if client is not None and not isinstance(client, Client):
-        raise InputError(f"client must be a distributed.Client, got {client!r}.")
+        raise InputError(f"client must be a distributed.Client or a dpipe.Cluster, got {client!r}.")
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}.")
     if client is None and _inside_task():
@@ -85,6 +88,22 @@ def find_place(client: Client | None, memory: int | None, n_blocks: int, workers
         return Place(None, 1, 1, memory, here)
     threads = min(workers or os.cpu_count() or 1, n_blocks)
     return Place(None, 1, threads, memory, here, embedded=dask.config.get("scheduler", None) is None)
+
+
+def _place_to_be(spec: Specification, memory: int | None) -> Place:
+    """Tell what a cluster will be that has not been started, for a plan."""
+    if spec.started is not None:
+        return _place_of(spec.started, memory)
+    if spec.kind in ("address", "mpi"):
+        raise InputError(
+            f"How large a cluster of kind {spec.kind!r} is can be known only when it runs: plan inside of "
+            "'with cluster as client:'."
+        )
+    n, near = spec.n_workers[1], spec.kind == "local"
+    if spec.threads:
+        return Place(None, 1, spec.cores * n, memory, psutil.Process().memory_info().rss)
+    budget = spec.memory_nbytes if memory is None else memory // n if near else memory
+    return Place(None, n, spec.cores, budget, WORKER_RESERVED_NBYTES, near=near)
 
 
 def _inside_task() -> bool:
@@ -161,7 +180,7 @@ def running(place: Place, *, watched: bool = True) -> Iterator[Client | None]:
             {
                 "distributed.admin.tick.limit": "30s",
                 "distributed.worker.memory.pause": False,
-                "distributed.dashboard.link": _dashboard_link(),
+                "distributed.dashboard.link": dashboard_link(),
                 # a worker of this process cannot be lost, but a clock that is set would make it look so
                 "distributed.scheduler.worker-ttl": None,
             }
@@ -212,7 +231,7 @@ async def _keep_time(cluster: Any, client: Any) -> None:
         before = now
 
 
-def _dashboard_link() -> str:
+def dashboard_link() -> str:
     """Keep a link that the user has configured; else name the address that the dashboard is bound to."""
     link: str = dask.config.get("distributed.dashboard.link")
     return link.replace("{host}", "127.0.0.1") if link == "{scheme}://{host}:{port}/status" else link

@@ -12,6 +12,7 @@ from dask.delayed import delayed
 from distributed import Client
 
 from dpipe.blocks.hashes import hashes
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import compute, find_place, running
 from dpipe.errors import InputError
 from dpipe.sizes import counted, parse_bytes
@@ -61,6 +62,7 @@ class Leaks:
         return "; ".join(said)
 
 
+@takes_cluster
 def check_leaks(
     train: dd.DataFrame,
     test: dd.DataFrame,

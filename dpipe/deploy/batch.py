@@ -19,6 +19,7 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 from sklearn.base import is_classifier
 
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.parquet import row_nbytes
 from dpipe.deploy.apply import check_present
@@ -81,6 +82,7 @@ class ScoringError(SourceError):
         return type(self), (str(self), self.result)
 
 
+@takes_cluster
 def score_files(
     bundle: str | os.PathLike[str] | Bundle,
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

@@ -14,6 +14,7 @@ import xarray as xr
 from distributed import Client
 
 from dpipe.blocks.copies import plan_copy
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import Place, find_place
 from dpipe.collect.array_join import not_monotonic
 from dpipe.collect.files import is_remote
@@ -32,6 +33,7 @@ from dpipe.sizes import parse_bytes
 _JOURNAL = "journal.json"
 
 
+@takes_cluster
 def append_zarr(
     source: Any,
     path: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 
 from dpipe.blocks.hashes import checksum
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.loads import Load
 from dpipe.collect.source import open_source
@@ -40,6 +41,7 @@ from dpipe.sizes import parse_bytes
 _CODECS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 
 
+@takes_cluster
 def write_parquet(
     frame: dd.DataFrame,
     path: str | os.PathLike[str],

@@ -20,6 +20,7 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 
 from dpipe.blocks.copies import CopyPlan, Region, regions, touching
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import Place, compute, find_place
 from dpipe.collect.array_files import PACKING
 from dpipe.collect.loads import divide_tasks
@@ -99,6 +100,7 @@ def plan_rechunk(
     return planned(dataset.variables, targets, _place(dataset, memory, client), _between(Path(path), scratch))
 
 
+@takes_cluster
 def rechunk(
     source: Any,
     path: str | os.PathLike[str],

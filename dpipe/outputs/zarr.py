@@ -18,6 +18,7 @@ from dask.delayed import Delayed
 from dask.task_spec import List, TaskRef
 from distributed import Client
 
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import compute, find_place, running
 from dpipe.errors import ConservationError, InputError, OutputError
 from dpipe.ledger.book import Ledger
@@ -41,6 +42,7 @@ from dpipe.sizes import parse_bytes
 _METADATA = "zarr.json"
 
 
+@takes_cluster
 def write_zarr(
     array: da.Array,
     path: str | os.PathLike[str],

@@ -12,6 +12,7 @@ import dask.dataframe as dd
 from dask.delayed import Delayed, delayed
 from distributed import Client
 
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.collect.join import merge
 from dpipe.collect.regroup import shuffle
 from dpipe.collect.source import open_source
@@ -474,6 +475,7 @@ class Pipeline:
         workdir = self.workdir if self.workdir.is_dir() else None
         return planned(self.name, self.stages, memory, client, workers, workdir)
 
+    @takes_cluster
     def run(
         self,
         *,

@@ -14,6 +14,7 @@ from distributed import Client
 
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import compute, compute_keys, running
 from dpipe.collect.grids import Grid
 from dpipe.errors import DpipeError, InputError
@@ -393,6 +394,7 @@ def plan(
     return prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside).plan
 
 
+@takes_cluster
 def fit(
     estimator: Estimator,
     X: Any,

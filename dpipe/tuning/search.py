@@ -18,6 +18,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.collect.source import Source, held_out, open_source
 from dpipe.deploy.apply import predict, transform
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -165,6 +166,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags, tags.regressor_tags = own.classifier_tags, own.regressor_tags
         return tags
 
+    @takes_cluster
     def fit(
         self,
         X: Any,

@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from dpipe.blocks.rows import Rows, Tally
+from dpipe.cluster.cluster import takes_cluster
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.labelled import as_samples, needed_variables
 from dpipe.collect.source import Source, open_source
@@ -84,6 +85,7 @@ class _Collector:
         return states
 
 
+@takes_cluster
 def score(
     fitted: Estimator,
     X: Any,

@@ -1,0 +1,241 @@
+"""`Cluster`: one small specification of where to run, from a laptop to a supercomputer."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.security import Security
+
+from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
+from dpipe.cluster.local import dashboard_link, scratch_folder
+from dpipe.cluster.node import enforced_nbytes
+from dpipe.cluster.other_kinds import cuda_client, kubernetes_client, mpi_client
+from dpipe.cluster.specification import QUEUES, Specification, find_specification
+from dpipe.cluster.ssh import SshLauncher
+from dpipe.errors import ClusterError, InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Specification):
+    """Say where to run; as a context manager, start it and give a client.
+
+    Nothing is started before ``with``. Where an argument `client` is taken, a Cluster may be given, too: it is started
+    for the call and ended after it. All sizes are those of one worker.
+
+    Parameters
+    ----------
+    kind : str
+        ``local``, ``address`` (a scheduler that runs already), ``slurm``, ``pbs``, ``sge``, ``lsf``, ``htcondor``,
+        ``oar``, ``ssh``, ``mpi``, ``kubernetes`` or ``cuda``.
+    workers : int or pair of int, optional
+        Worker processes: a fixed number, or the fewest and the most of a cluster that follows the work.
+    cores : int
+        Threads of a worker; default 1.
+    memory : int or str, optional
+        Of a worker, such as "8 GiB". Queues must be told.
+    per_job : int
+        Workers of one job; default 1.
+    walltime : int or str, optional
+        Of a job, such as "02:00:00". Workers leave before it is over, and new jobs take their places.
+    scratch : str, optional
+        Folder on the disk of each node for what workers spill; ``$NAME`` is read there.
+    queue, account, resource : str, optional
+        Partition or queue; account or project; what PBS, SGE and OAR call the resource specification, and the disk of a
+        job of HTCondor.
+    directives : sequence of str
+        Further lines of the job's header, without their prefix; for ``ssh``, further options of the command.
+    python : str, optional
+        Python of the nodes; default this one.
+    prologue : sequence of str
+        Lines of shell before the worker starts, such as ``module load``. The nodes run them, dpipe does not.
+    interface, scheduler_interface : str, optional
+        Network interface of workers, and of the scheduler where it is another one.
+    folder : str, optional
+        For scripts, logs and certificates, on a disk that all nodes see; default ``~/.dpipe``.
+    attempts : int
+        Jobs in a row that may end before a worker has started; default 3.
+    tls : bool, optional
+        False sends everything unencrypted; default: what leaves this machine is encrypted.
+    driver_cores, driver_memory, driver_walltime, driver_directives : optional
+        Of the job that ``dpipe submit`` makes of the run itself; by default 1, "2 GiB" and the workers' wall time.
+    threads : bool
+        One process with `workers` x `cores` threads; only for ``local``.
+    address, ca, certificate, key : str, optional
+        Of a running scheduler, and PEM files for ``tls://``.
+    hosts : sequence of str
+        Machines for ``ssh``, each as often as it is to have a job.
+    image, namespace : str, optional
+        For ``kubernetes``.
+    options : mapping
+        Further arguments of the classes of dask-kubernetes and dask-cuda.
+
+    Raises
+    ------
+    InputError
+        If a key or a value does not do; the message names both, and the file.
+
+    Examples
+    --------
+    >>> Cluster("slurm", workers=(2, 40), cores=4, memory="16 GiB", walltime="4 h", queue="main").n_workers
+    (2, 40)
+    >>> with Cluster("local", workers=2, threads=True) as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+
+    _running: list[tuple[contextlib.ExitStack, Client]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    @classmethod
+    def read(cls, name: str | os.PathLike[str]) -> "Cluster":
+        """Read a specification.
+
+        Parameters
+        ----------
+        name : str or path
+            A YAML file, the address of a scheduler, ``local``, or the name of a file in ``~/.config/dpipe/clusters``.
+
+        Raises
+        ------
+        InputError
+            If it cannot be found or read, or holds what no specification has.
+        """
+        return cls(**find_specification(name))
+
+    @property
+    def started(self) -> Client | None:
+        """Client of the cluster while it runs."""
+        return self._running[-1][1] if self._running else None
+
+    def __enter__(self) -> Client:
+        stack = contextlib.ExitStack()
+        with stack:
+            client = stack.enter_context(_started(self))
+            self._running.append((stack.pop_all(), client))
+        return client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, _ = self._running.pop()
+        stack.__exit__(kind, error, trace)
+
+
+def takes_cluster(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that takes `client=` take a Cluster, too: it is started for the call and ended after it.
+
+    A cluster that is started already, by ``with``, is taken as it is.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = kwargs.get("client")
+        if not isinstance(given, Cluster):
+            return function(*args, **kwargs)
+        with contextlib.nullcontext(given.started) if given.started else given as client:
+            kwargs["client"] = client
+            return function(*args, **kwargs)
+
+    return called
+
+
+@contextlib.contextmanager
+def _started(cluster: Cluster) -> Iterator[Client]:
+    with _STARTS[cluster.kind](cluster) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _local(spec: Cluster) -> Iterator[Client]:
+    """Start workers on this machine, which listen on the loopback interface only."""
+    n = spec.n_workers[1]
+    room = enforced_nbytes()
+    n_processes = 1 if spec.threads else n
+    asked = spec.memory_nbytes
+    if asked is not None and asked * n_processes > room:
+        raise InputError(
+            f"Key 'memory' asks for {n_processes} x {asked:,} bytes; this machine, or the job or container that this "
+            f"is in, lets them have {room:,} together. Ask for less, or for fewer workers."
+        )
+    with (
+        dask.config.set({"distributed.dashboard.link": dashboard_link()}),
+        LocalCluster(
+            processes=not spec.threads,
+            n_workers=n_processes,
+            threads_per_worker=spec.cores * (n if spec.threads else 1),
+            memory_limit=asked or room // n_processes,
+            host=None if spec.threads else "127.0.0.1",
+            protocol="inproc://" if spec.threads else "tcp://",
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            local_directory=os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder(),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        if spec.n_workers[0] < n and not spec.threads:
+            cluster.adapt(minimum=spec.n_workers[0], maximum=n)
+        yield client
+
+
+@contextlib.contextmanager
+def _address(spec: Cluster) -> Iterator[Client]:
+    address = str(spec.address)
+    security: Any = None
+    if address.startswith("tls://"):
+        security = Security(
+            require_encryption=True,
+            tls_ca_file=spec.ca,
+            tls_client_cert=spec.certificate,
+            tls_client_key=spec.key,
+        )
+    elif spec.tls is not False and not _is_here(address):
+        raise InputError(
+            f"Key 'address' is {address}: what is sent there is not encrypted, and leaves this machine. Use tls:// "
+            "with ca, certificate and key, or say tls: false if nobody else can reach that network."
+        )
+    try:
+        client = Client(address, security=security, timeout="20s")
+    except (OSError, TimeoutError, ValueError) as err:
+        raise ClusterError(
+            f"No scheduler answers at {address}: {' '.join(str(err).split())} Start one, or correct the key 'address'."
+        ) from err
+    with client:
+        yield client
+
+
+def _is_here(address: str) -> bool:
+    host = address.partition("://")[2]
+    return host.startswith(("127.", "localhost", "[::1]")) or address.startswith(("inproc://", "unix://"))
+
+
+@contextlib.contextmanager
+def _queued(spec: Cluster) -> Iterator[Client]:
+    with kept_cluster(spec, functools.partial(QueueLauncher, spec)) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _by_ssh(spec: Cluster) -> Iterator[Client]:
+    with kept_cluster(spec, functools.partial(SshLauncher, spec)) as client:
+        yield client
+
+
+_STARTS: dict[str, Callable[[Cluster], contextlib.AbstractContextManager[Client]]] = {
+    "local": _local,
+    "address": _address,
+    **dict.fromkeys(QUEUES, _queued),
+    "ssh": _by_ssh,
+    "mpi": mpi_client,
+    "kubernetes": kubernetes_client,
+    "cuda": cuda_client,
+}

@@ -1,0 +1,169 @@
+"""Start the workers of a job on its node, with the options of `dask worker`.
+
+What only the node can tell is put right first: the memory that is really there, and the room for what is spilled.
+
+A run copies this file into its folder, where jobs start it by its path. It must not import dpipe: that would more than
+triple the memory of the process that watches over the workers.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dask
+import psutil
+from dask.utils import format_bytes, parse_bytes
+
+MIB = 2**20
+_ROOT = Path("/sys/fs/cgroup")
+#: Limits beyond this are none: the first version of control groups writes "no limit" as a very large number.
+_NO_LIMIT = 2**60
+
+
+def enforced_nbytes(
+    environ: Mapping[str, str] = os.environ, root: Path = _ROOT, proc: Path | None = None
+) -> int:
+    """Find the lowest limit on memory that holds for this process.
+
+    Parameters
+    ----------
+    environ : mapping
+        Where SLURM says what a job has been given on this node.
+    root : Path
+        Where control groups are mounted.
+    proc : Path, optional
+        File that names the groups of this process; default ``/proc/self/cgroup``.
+
+    Returns
+    -------
+    int
+        Bytes, for all processes of the group or of the job together; the memory of the machine if nothing limits it.
+
+    Notes
+    -----
+    A limit may stand at any level above the group of a process. Dask looks at the root of the hierarchy only, and so
+    misses that of a job or of a nested container.
+    """
+    found = [int(psutil.virtual_memory().total), *_of_groups(root, proc or Path("/proc/self/cgroup"))]
+    found += _of_slurm(environ)
+    return min(found)
+
+
+def _of_groups(root: Path, proc: Path) -> list[int]:
+    try:
+        lines = proc.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux, or no control groups
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        # inside of a container the path may be that of the host, which is not there
+        levels = [group, *group.parents] if group.is_dir() else [base]
+        found += [limit for level in levels if level.is_relative_to(base) for limit in _read(level / name)]
+    return found
+
+
+def _read(path: Path) -> list[int]:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return []
+    return [int(text)] if text.isdigit() and 0 < int(text) < _NO_LIMIT else []
+
+
+def _of_slurm(environ: Mapping[str, str]) -> list[int]:
+    """Limit of this node by what SLURM tells its jobs, in MiB: for the node, or for each processor."""
+    node, cpu = environ.get("SLURM_MEM_PER_NODE", ""), environ.get("SLURM_MEM_PER_CPU", "")
+    cpus = environ.get("SLURM_CPUS_ON_NODE", "")
+    if node.isdigit() and int(node) > 0:  # 0 asks for all the memory there is
+        return [int(node) * MIB]
+    return [int(cpu) * int(cpus) * MIB] if cpu.isdigit() and cpus.isdigit() and int(cpu) > 0 else []
+
+
+#: What the process that watches over the workers of a job takes itself.
+NANNY_NBYTES = 100 * MIB
+#: Scratch is left this much for the files that computations make themselves.
+_SPARED = 0.1
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """Give the value of an option of a command line, None if it is not there."""
+    return arguments[arguments.index(name) + 1] if name in arguments else None
+
+
+def with_memory(arguments: Sequence[str], limit_nbytes: int) -> list[str]:
+    """Bring the workers' memory limit down to what the system enforces, less what watching over them takes.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Command line with ``--memory-limit`` of a worker, and ``--nworkers`` where there are several.
+    limit_nbytes : int
+        What all processes of the job may have together.
+
+    Examples
+    --------
+    >>> with_memory(["--nworkers", "2", "--memory-limit", "1GiB"], 1600 * 2**20)
+    ['--nworkers', '2', '--memory-limit', '786432000']
+    """
+    n = int(option(arguments, "--nworkers") or 1)
+    asked = parse_bytes(option(arguments, "--memory-limit") or limit_nbytes)
+    room = min(limit_nbytes, n * asked)
+    own = NANNY_NBYTES if room > 4 * NANNY_NBYTES else room // 4
+    changed = list(arguments)
+    if "--memory-limit" not in changed:
+        changed += ["--memory-limit", ""]
+    changed[changed.index("--memory-limit") + 1] = str((room - own) // n)
+    return changed
+
+
+def scratch_room(folder: str, n_workers: int) -> int:
+    """Make the folder for scratch, and give the bytes that each worker may spill there.
+
+    Raises
+    ------
+    SystemExit
+        If it cannot be made or written; the log of the job then ends with the reason.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError("it is not writable")
+        return int(shutil.disk_usage(path).free * (1 - _SPARED)) // n_workers
+    except OSError as err:
+        node = os.uname().nodename
+        raise SystemExit(
+            f"dpipe: scratch folder {folder} on node {node} cannot be used: {err}. Name one that every node has, "
+            "with the key 'scratch' of the cluster specification."
+        ) from err
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Start the workers; come back when they have ended."""
+    from distributed.cli.dask_worker import main as dask_worker
+
+    sys.path.insert(
+        0, os.getcwd()
+    )  # as `python -m` does; the processes of the workers are given the same path
+    given = with_memory(arguments, enforced_nbytes())
+    n = int(option(given, "--nworkers") or 1)
+    room = scratch_room(option(given, "--local-directory") or ".", n)
+    # the processes of the workers are given this configuration
+    dask.config.set({"distributed.worker.memory.max-spill": room})
+    limit = int(option(given, "--memory-limit") or 0)
+    print(f"dpipe: {n} x {format_bytes(limit)} of memory, {format_bytes(room)} of scratch", file=sys.stderr)
+    dask_worker(args=given, prog_name="dask worker")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,228 @@
+"""Runs whose driver is a job itself: submitted, followed and cancelled from any shell; each is a folder.
+
+A driver ends before its own wall time, and leaves another job behind that goes on from the ledger.
+"""
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpipe.cluster.jobs import command_job, last_lines, submitted
+from dpipe.cluster.queues import ENDED, SYSTEMS, called
+from dpipe.cluster.specification import QUEUES, Specification
+from dpipe.errors import ClusterError, InputError
+
+#: Where submissions are kept; the environment may name another folder.
+HOME_VARIABLE = "DPIPE_HOME"
+#: A run that is not done after so many driver jobs is taken to make no progress.
+MOST_JOBS = 100
+#: What a submission may be at; the last three are final.
+SUBMITTED, RUNNING, CONTINUES, FINISHED, FAILED, CANCELLED = (
+    "submitted",
+    "running",
+    "continues",
+    "finished",
+    "failed",
+    "cancelled",
+)
+_FINAL = (FINISHED, FAILED, CANCELLED)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is known of a submitted run; kept as JSON in its folder."""
+
+    name: str
+    command: tuple[str, ...]
+    """Arguments of `dpipe`."""
+    cwd: str
+    cluster: dict[str, Any]
+    """The keys of its specification."""
+    jobs: tuple[str, ...] = ()
+    """Driver jobs so far, the last one last."""
+    state: str = SUBMITTED
+    says: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run stands."""
+        return home() / self.name
+
+    @property
+    def spec(self) -> Specification:
+        """The specification of its cluster."""
+        return Specification(**self.cluster)
+
+    def changed(self, **changes: Any) -> "Submission":
+        """Give a changed record, and keep it; no reader ever sees half of it."""
+        made = dataclasses.replace(self, **changes)
+        part = made.folder / f"submission.json.{os.getpid()}"
+        part.write_text(json.dumps(dataclasses.asdict(made), indent=1), encoding="utf-8")
+        part.rename(made.folder / "submission.json")
+        return made
+
+
+def home() -> Path:
+    """Give the folder of all submissions."""
+    return Path(os.environ.get(HOME_VARIABLE) or "~/.dpipe").expanduser().absolute() / "submitted"
+
+
+def read_submission(name: str) -> Submission:
+    """Read the record of a submission.
+
+    Raises
+    ------
+    InputError
+        If there is no such submission.
+    """
+    path = home() / name / "submission.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found |= {key: tuple(found[key]) for key in ("command", "jobs")}
+        return Submission(**found)
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        names = ", ".join(each.name for each in submissions()) if name != "" else ""
+        raise InputError(
+            f"There is no submission {name!r} in {home()}: {err}. There are: {names or 'none'}."
+        ) from err
+
+
+def submissions() -> list[Submission]:
+    """List all submissions, the newest last."""
+    paths = sorted(home().glob("*/submission.json"), key=lambda path: path.parent.stat().st_mtime)
+    return [read_submission(path.parent.name) for path in paths]
+
+
+def submit(recipe: str, command: Sequence[str], spec: Specification) -> Submission:
+    """Submit a run: a job drives it, which submits the jobs of its workers.
+
+    Parameters
+    ----------
+    recipe : str
+        Names the submission.
+    command : sequence of str
+        Arguments of ``dpipe`` for the run, without ``--cluster``.
+    spec : Specification
+        Of a kind that queues jobs.
+
+    Returns
+    -------
+    Submission
+
+    Raises
+    ------
+    InputError
+        If the kind has no queue.
+    ClusterError
+        If the queue refuses the job.
+    """
+    if spec.kind not in QUEUES:
+        raise InputError(
+            f"Key 'kind' is {spec.kind!r}: only a queue takes the driver as a job: {', '.join(QUEUES)}. Use dpipe run."
+        )
+    base = re.sub(r"\W+", "-", recipe.rpartition(".")[2]).strip("-")
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    name = _new_folder(base)
+    cluster = {
+        each.name: getattr(spec, each.name)
+        for each in dataclasses.fields(Specification)
+        if getattr(spec, each.name) != each.default and each.name not in ("source", "options")
+    }
+    made = Submission(name, tuple(command), os.getcwd(), cluster)
+    try:
+        return asyncio.run(submit_driver(made))
+    except ClusterError:
+        shutil.rmtree(made.folder, ignore_errors=True)
+        raise
+
+
+def _new_folder(base: str) -> str:
+    for number in range(1, 10_000):
+        name = f"{base}-{number}"
+        try:
+            (home() / name).mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        (home() / name / "logs").mkdir()
+        return name
+    raise InputError(f"{home()} holds too many submissions of {base!r}; remove those that are done.")
+
+
+async def submit_driver(submission: Submission) -> Submission:
+    """Submit the next driver job of a run.
+
+    Raises
+    ------
+    ClusterError
+        If the queue refuses it, or there have been too many.
+    """
+    if len(submission.jobs) >= MOST_JOBS:
+        raise ClusterError(f"{submission.name} is not done after {MOST_JOBS} driver jobs.")
+    spec = submission.spec
+    folder = submission.folder
+    command = [spec.python or sys.executable, "-m", "dpipe.cluster.driver", str(folder)]
+    number = len(submission.jobs) + 1
+    job = command_job(spec, command, folder / "logs", f"driver-{number}")
+    made = await submitted(job, folder / f"driver-{number}.sh")
+    return submission.changed(jobs=(*submission.jobs, made))
+
+
+def status(submission: Submission) -> str:
+    """Tell what a submission is at, in one line."""
+    said = f"{submission.name}: {submission.state}"
+    if submission.state in _FINAL or not submission.jobs:
+        return f"{said}{f', {submission.says}' if submission.says else ''}"
+    job = submission.jobs[-1]
+    try:
+        state = asyncio.run(SYSTEMS[submission.spec.kind].states([job]))[job]
+    except ClusterError as err:
+        return f"{said}; {err}"
+    if state.phase == ENDED:
+        # the record may have been written since
+        again = read_submission(submission.name)
+        if again.state in _FINAL or again.jobs != submission.jobs:
+            return status(again)
+        lines = " | ".join(last_lines(submission.folder / "logs", job))
+        return (
+            f"{submission.name}: lost, its driver, job {job}, has ended ({state.reason}) and left no word. Submit it "
+            f"again, and it goes on from what is recorded. {lines}"
+        )
+    reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
+    return f"{said}, job {job}, {len(submission.jobs)} so far: {state.phase}{reason}"
+
+
+def logs(submission: Submission) -> str:
+    """Give what the driver jobs have printed, one after another."""
+    found = []
+    for job in submission.jobs:
+        for path in sorted((submission.folder / "logs").glob(f"*{job.partition('.')[0]}*")):
+            text = path.read_text(encoding="utf-8", errors="replace").rstrip()
+            if text:
+                found.append(f"== {path.name}\n{text}")
+    return "\n".join(found) or "nothing was printed yet"
+
+
+def cancel(submission: Submission) -> str:
+    """End a submission; the driver takes its workers with it.
+
+    Raises
+    ------
+    ClusterError
+        If the queue gives no answer.
+    """
+    if submission.state in _FINAL:
+        return f"{submission.name} is {submission.state} already"
+    made = submission.changed(state=CANCELLED)
+    if made.jobs:
+        code, _, said = asyncio.run(called([SYSTEMS[made.spec.kind].cancel, made.jobs[-1]]))
+        if code:
+            return f"{made.name}: {' '.join(said.split())}"
+    return f"{made.name} is cancelled; run it again, and it goes on from what is recorded"

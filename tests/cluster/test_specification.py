@@ -1,0 +1,146 @@
+"""Specifications of clusters: what they may hold, and what is said of what they may not."""
+
+import pytest
+
+import dpipe
+from dpipe.cluster.specification import KEYS, QUEUES, clock, seconds
+from dpipe.errors import InputError
+
+
+def written(folder, text):
+    path = folder / "there.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_read_as_plain_values(tmp_path):
+    path = written(
+        tmp_path,
+        "kind: slurm\nworkers: [1, 8]\ncores: 4\nmemory: 16 GiB\nwalltime: 1:30:00\nqueue: main\naccount: 1234\n"
+        "directives: [--exclusive]\nprologue: ['module load python']\nscratch: $TMPDIR\n",
+    )
+    spec = dpipe.Cluster.read(path)
+    assert spec.n_workers == (1, 8)
+    assert (spec.memory_nbytes, spec.walltime_s) == (16 * 2**30, 5400)
+    assert (spec.account, spec.scratch) == ("1234", "$TMPDIR")
+    assert spec == dpipe.Cluster(
+        "slurm",
+        workers=(1, 8),
+        cores=4,
+        memory="16 GiB",
+        walltime="90 min",
+        queue="main",
+        account="1234",
+        directives=("--exclusive",),
+        prologue=["module load python"],
+        scratch="$TMPDIR",
+        source=str(path),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "kind: slrm\nmemory: 1 GiB",
+            "Key 'kind' of .*there.yaml is 'slrm'; it must be one of local, address, slurm",
+        ),
+        ("kind: slurm", "Key 'memory' of .*there.yaml is missing"),
+        ("kind: slurm\nmemory: much", "Key 'memory' of .*'much' is not a size"),
+        ("kind: slurm\nmemory: 1 GiB\ncore: 2", "no key 'core'.*Did you mean 'cores'"),
+        (
+            "kind: slurm\nmemory: 1 GiB\ncores: 0",
+            "Key 'cores' of .* is 0; it must be a whole number, at least 1",
+        ),
+        ("kind: slurm\nmemory: 1 GiB\nworkers: [8, 1]", "Key 'workers'.*the fewest and the most"),
+        (
+            "kind: slurm\nmemory: 1 GiB\nwalltime: soon",
+            "Key 'walltime' of .* is 'soon'; it must be a duration",
+        ),
+        ("kind: slurm\nmemory: 1 GiB\nwalltime: 5", "at least 10 s"),
+        ("kind: slurm\nmemory: 1 GiB\nqueue: a b", "Key 'queue' of .* one word"),
+        ("kind: slurm\nmemory: 1 GiB\nscratch: $(touch x)", "Key 'scratch' of .* shell commands"),
+        ("kind: slurm\nmemory: 1 GiB\ndirectives: --exclusive", "Key 'directives' of .* a list of lines"),
+        (
+            'kind: slurm\nmemory: 1 GiB\ndirectives: ["a\\nrm -r /"]',
+            "Key 'directives' of .* one line of text",
+        ),
+        (
+            "kind: local\nqueue: main",
+            "Key 'queue' of .* means nothing for kind 'local', which takes cores, memory",
+        ),
+        ("kind: address", "Key 'address' of .* is missing"),
+        ("kind: address\naddress: tls://a:1", "Key 'ca' of .* is missing"),
+        ("kind: address\naddress: tls://a:1\nca: x", "Key 'ca' of .* needs ca, certificate and key together"),
+        ("kind: ssh", "Key 'hosts' of .* is missing"),
+        ("workers: 1", "Key 'kind' of .*there.yaml is missing"),
+        ("- kind", "holds list"),
+        ("kind: [", "is not a plain YAML file"),
+    ],
+)
+def test_what_does_not_do_is_named_with_its_key_and_file(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        dpipe.Cluster.read(written(tmp_path, text))
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    mark = tmp_path / "mark"
+    path = written(tmp_path, f"kind: !!python/object/apply:os.system ['touch {mark}']\n")
+    with pytest.raises(InputError, match="is not a plain YAML file"):
+        dpipe.Cluster.read(path)
+    assert not mark.exists()
+
+
+def test_a_name_is_looked_up_where_the_user_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPIPE_CLUSTERS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work.yaml").write_text("kind: local\nworkers: 2\n")
+    assert dpipe.Cluster.read("work").n_workers == (2, 2)
+    assert dpipe.Cluster.read("local").kind == "local"
+    assert dpipe.Cluster.read("tcp://127.0.0.1:8786").address == "tcp://127.0.0.1:8786"
+    with pytest.raises(InputError, match=f"There is no cluster specification 'other'.*{tmp_path}"):
+        dpipe.Cluster.read("other")
+
+
+def test_what_would_leave_this_machine_unencrypted_is_refused():
+    with (
+        pytest.raises(InputError, match=r"not encrypted.*tls: false"),
+        dpipe.Cluster("address", address="tcp://192.0.2.1:8786"),
+    ):
+        pytest.fail("it was started")
+
+
+@pytest.mark.parametrize("value", ["00:10:00", 600, "10 min", "600", "0-00:10:00", "10m"])
+def test_durations_are_read_as_queues_write_them(value):
+    assert seconds(value) == 600
+    assert clock(seconds(value)) == "00:10:00"
+
+
+def test_all_queues_take_the_same_keys_but_for_what_some_have_not():
+    assert set.intersection(*(set(KEYS[kind]) for kind in QUEUES)) == set.union(
+        *(set(KEYS[kind]) for kind in QUEUES)
+    ) - {"queue", "resource"}
+
+
+@pytest.mark.cluster
+def test_a_cluster_on_this_machine_is_taken_where_a_client_is(tmp_path):
+    import dask.array as da
+    from sklearn.preprocessing import StandardScaler
+
+    X = da.random.default_rng(0).normal(size=(1000, 3), chunks=(100, 3))
+    cluster = dpipe.Cluster("local", workers=1, cores=2, threads=True)
+    assert dpipe.plan(StandardScaler(), X, client=cluster).threads == 2
+    fitted = dpipe.fit(StandardScaler(), X, client=cluster)
+    with cluster as client:
+        assert client.dashboard_link.startswith("http://127.0.0.1:")
+        again = dpipe.fit(StandardScaler(), X, client=cluster)
+    assert fitted.mean_.tolist() == again.mean_.tolist()
+    assert cluster.started is None
+
+
+def test_more_memory_than_there_is_cannot_be_asked_for():
+    with (
+        pytest.raises(InputError, match="Key 'memory' asks for 1 x .* lets them have"),
+        dpipe.Cluster("local", memory="900 TiB"),
+    ):
+        pytest.fail("it was started")
