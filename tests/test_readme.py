@@ -173,7 +173,6 @@ def test_environment_yml_names_the_same_packages():
     assert pip == {"pip": ["-e ."]}
     listed = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, packages)}
     listed["xgboost-cpu"] = listed.pop("py-xgboost-cpu")  # its name at conda-forge
-    listed["torch"] = listed.pop("pytorch-cpu")
     assert listed.pop("pip") == ""
     assert listed.pop("python") == PROJECT["requires-python"]
     assert listed == requirements("test", "dev")
