@@ -23,6 +23,7 @@ _OPTIMIZERS = {"adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW", "rmsprop"
 TORCH_TYPES = frozenset(
     {
         "dpipe.train.networks.data_parallel.DataParallel",
+        "dpipe.train.networks.model_parallel.ModelParallel",
         *(f"torch.nn.modules.{file}.{name}" for file, names in _LAYERS.items() for name in names.split()),
         *(f"torch.nn.functional.{name}" for name in _LOSSES.split()),
         *(f"torch.optim.{file}.{name}" for file, name in _OPTIMIZERS.items()),
