@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 from distributed import Client, Future, get_worker, wait
@@ -234,7 +234,8 @@ class _Group:
             waiting = [each for each in futures.values() if not each.done()]
             if not waiting:
                 break
-            with contextlib.suppress(TimeoutError), self._client.as_current():
+            # with its worker a rank loses what it was told, and is cancelled
+            with contextlib.suppress(TimeoutError, CancelledError), self._client.as_current():
                 wait(waiting, timeout=_LOOK_EVERY_S, return_when="FIRST_COMPLETED")
             lost = set(futures) - set(addresses(self._client))
             if lost:
