@@ -84,6 +84,11 @@ class PreparedNetwork(OwnFit):
     def _trained(self, client: Client | None, recipe: Recipe) -> Trained:
         network, timeout_s = self.network, self.network.timeout_s
         far, n_ranks = ranks_of(network, self.place.workers if client is not None else 1, client)
+        if (far or n_ranks > 1 or network.sharded) and recipe.loader.of_cluster:
+            raise InputError(
+                "X or y is held by the cluster (persisted), where processes that train cannot have it. Write it with "
+                "dpipe.write_parquet, and read it from there; or do not persist it."
+            )
         if client is not None and far:
             return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device))
         if n_ranks > 1 or network.sharded:

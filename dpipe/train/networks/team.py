@@ -27,6 +27,8 @@ _LASTED = 10
 _LOOK_EVERY_S = 0.5
 #: When one rank has ended, the others are told so by their connections; they have so long to say what is wrong.
 _GRACE_S = 5.0
+#: A scheduler may take a moment to notice that a worker is gone.
+_PAUSE_S = 1.0
 _LOCK = "dpipe-networks"
 
 
@@ -135,6 +137,7 @@ def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> bytes:
         if ended and all(each.finished for each in ended):
             return next((each.found for each in ended if each.found), b"")
         broken = 1 if time.monotonic() - began > _LASTED * timeout_s else broken + 1
+        time.sleep(_PAUSE_S)
     why = " ".join(dict.fromkeys(each.why for each in ended if each.why))
     raise ClusterError(
         f"Groups of processes that train a network broke {_MOST_BROKEN} times in a row. {why} Give them more memory, "

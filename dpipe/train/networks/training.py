@@ -76,7 +76,8 @@ class Trained:
         import torch
 
         held = io.BytesIO()
-        torch.save(vars(self), held)
+        # what an optimizer remembers is of use in the process only that has learned
+        torch.save({name: value for name, value in vars(self).items() if name != "optimizer"}, held)
         return held.getvalue()
 
     @classmethod
