@@ -151,7 +151,11 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
 
         path, rows = Path(path), torch.zeros(2, self.n_features_in_)
         batch = torch.export.Dim("rows")
-        names = {"input_names": ["X"], "output_names": ["output"], "dynamic_shapes": ({0: batch},)}
+        names: dict[str, Any] = {
+            "input_names": ["X"],
+            "output_names": ["output"],
+            "dynamic_shapes": ({0: batch},),
+        }
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what torch does with its own parts
