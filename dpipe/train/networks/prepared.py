@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from dpipe.blocks.rows import Tally
-from dpipe.cluster.local import scratch_folder
+from dpipe.cluster.local import WORKER_RESERVED_NBYTES, scratch_folder
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator
@@ -90,7 +90,9 @@ class PreparedNetwork(OwnFit):
                 "dpipe.write_parquet, and read it from there; or do not persist it."
             )
         if client is not None and far:
-            return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device))
+            found = Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device))
+            # beside the process that trains there is the worker that watches it
+            return replace(found, peak_nbytes=found.peak_nbytes + WORKER_RESERVED_NBYTES)
         if n_ranks > 1 or network.sharded:
             return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device))
         return replace(train(recipe, Ranks(wanted=network.device)), optimizer=b"")
