@@ -39,12 +39,12 @@ def digits_module(random_state: int = 0) -> Any:
         )
 
 
-def digits_model(epochs: int = 20, parallel: str = "data", random_state: int = 0) -> Pipeline:
+def digits_model(epochs: int = 12, parallel: str = "data", random_state: int = 0) -> Pipeline:
     """Build the model, from pixels to a digit.
 
     Parameters
     ----------
-    epochs : int, default 20
+    epochs : int, default 12
     parallel : {"data", "model"}, default "data"
         How processes share the work: each learns its part of every batch, or has some of the layers.
     random_state : int, default 0
@@ -73,7 +73,7 @@ def digits_model(epochs: int = 20, parallel: str = "data", random_state: int = 0
 
 def digits_network(
     *,
-    epochs: int = 20,
+    epochs: int = 12,
     parallel: str = "data",
     workdir: str = "runs/digits-network",
     random_state: int = 0,
@@ -82,7 +82,7 @@ def digits_network(
 
     Parameters
     ----------
-    epochs : int, default 20
+    epochs : int, default 12
     parallel : {"data", "model"}, default "data"
         How processes share the work; on a cluster each worker is one.
     workdir : str, default "runs/digits-network"

@@ -27,6 +27,7 @@ TORCH_TYPES = frozenset(
         *(f"torch.nn.modules.{file}.{name}" for file, names in _LAYERS.items() for name in names.split()),
         *(f"torch.nn.functional.{name}" for name in _LOSSES.split()),
         *(f"torch.optim.{file}.{name}" for file, name in _OPTIMIZERS.items()),
+        "functools.partial",  # what it calls stands beside it, by its own name
         "torch._C._nn.mse_loss",
     }
 )

@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from dpipe.blocks.rows import Tally
-from dpipe.cluster.local import scratch_folder
+from dpipe.cluster.local import WORKER_RESERVED_NBYTES, scratch_folder
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator
@@ -93,8 +93,12 @@ class PreparedNetwork(OwnFit):
     def _trained(self, client: Client | None, recipe: Recipe) -> Trained:
         network, timeout_s = self.network, self.network.timeout_s
         far, n_ranks = ranks_of(network, self.place.workers if client is not None else 1, client)
+        if far or n_ranks > 1 or network.sharded:
+            check_given(recipe.loader)
         if client is not None and far:
-            return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device)[0])
+            found = Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device)[0])
+            # beside the process that trains there is the worker that watches it
+            return replace(found, peak_nbytes=found.peak_nbytes + WORKER_RESERVED_NBYTES)
         if n_ranks > 1 or network.sharded:
             return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device)[0])
         return replace(train(recipe, Ranks(wanted=network.device)), optimizer=b"")
@@ -239,6 +243,21 @@ def ranks_of(network: Any, workers: int, client: Client | None) -> tuple[bool, i
     """Tell whether the ranks are on the workers of a cluster, and how many there are."""
     far = is_far(client)
     return far, network.ranks or (min(workers, network.shares) if far else 1)
+
+
+def check_given(loader: Loader) -> None:
+    """Refuse to send other processes what only a cluster has.
+
+    Raises
+    ------
+    InputError
+        If the loader reads what is persisted.
+    """
+    if loader.of_cluster:
+        raise InputError(
+            "X or y is held by the cluster (persisted), where processes that train cannot have it. Write it with "
+            "dpipe.write_parquet, and read it from there; or do not persist it."
+        )
 
 
 def is_far(client: Client | None) -> bool:

@@ -22,6 +22,7 @@ from dpipe.train.networks.costs import check_loss
 from dpipe.train.networks.planned import largest_block, network_pass, reading_nbytes, with_network
 from dpipe.train.networks.prepared import (
     PreparedNetwork,
+    check_given,
     is_far,
     module_fingerprint,
     prepare_before,
@@ -206,6 +207,7 @@ class PreparedStages(PreparedNetwork):
     def _trained(self, client: Client | None, recipe: Any) -> Trained:
         """Train; the weights are mapped from the files of the stages, where there are any."""
         network, n = self.network, recipe.splitter.n_stages
+        check_given(recipe.loader)
         if client is not None and is_far(client):
             found = run_on(client, recipe, n, network.timeout_s, network.device, least=n)
         else:

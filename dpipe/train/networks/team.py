@@ -29,6 +29,8 @@ _LOOK_EVERY_S = 0.5
 _GRACE_S = 5.0
 #: So long a worker that was lost has to come back, where others could go on without it.
 _WAIT_S = 30.0
+#: A scheduler may take a moment to notice that a worker is gone.
+_PAUSE_S = 1.0
 _LOCK = "dpipe-networks"
 
 
@@ -145,6 +147,7 @@ def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> list[b
         if ended and all(each.finished for each in ended):
             return [each.found for each in ended]
         broken = 1 if time.monotonic() - began > _LASTED * timeout_s else broken + 1
+        time.sleep(_PAUSE_S)
     why = " ".join(dict.fromkeys(each.why for each in ended if each.why))
     raise ClusterError(
         f"Groups of processes that train a network broke {_MOST_BROKEN} times in a row. {why} Give them more memory, "
