@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import WORKER_RESERVED_NBYTES, Place
+from dpipe.errors import InputError
 from dpipe.families.registry import Estimator
 from dpipe.ledger.fingerprint import Fingerprinter, joined
 from dpipe.run.recorded import Recorded
@@ -75,6 +76,11 @@ class Splitter:
     @cached_property
     def _profiles(self) -> list[LayerProfile]:
         n = self.n_stages
+        if is_far(self.place.client) and n > self.place.workers:
+            raise InputError(
+                f"{counted(n, 'stage')} need as many workers, and the cluster has {self.place.workers}. Start more, or "
+                f"give stages={self.place.workers} or fewer."
+            )
         check_layers(self.chain, weigh(self.chain), n, self._ratio, self.memory(n))
         parts = self.network.micro_batches or 4 * n
         return profile(self.chain, self.width, max(-(-self.network.batch_size // parts), 1))

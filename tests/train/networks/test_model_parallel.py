@@ -269,6 +269,8 @@ def test_training_goes_on_when_a_worker_dies(tmp_path, victim):
         ) as cluster,
         Client(cluster) as client,
     ):
+        with pytest.raises(InputError, match="3 stages need as many workers, and the cluster has 2"):
+            estimator(stages=3).plan(X, Y, client=client)
         pids = client.run(os.getpid)
         victim_pid = pids[sorted(pids)[victim]]
 
