@@ -18,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import WORKER_RESERVED_NBYTES, scratch_folder
+from dpipe.cluster.workers import addresses
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator
@@ -212,9 +213,7 @@ def learned_network(network: Any, trained: Trained, names: np.ndarray | None, wi
 
 def ranks_of(network: Any, workers: int, client: Client | None) -> tuple[bool, int]:
     """Tell whether the ranks are on the workers of a cluster, and how many there are."""
-    far = client is not None and any(
-        not address.startswith("inproc://") for address in client.scheduler_info(n_workers=-1)["workers"]
-    )
+    far = client is not None and any(not address.startswith("inproc://") for address in addresses(client))
     return far, network.ranks or (min(workers, network.shares) if far else 1)
 
 
