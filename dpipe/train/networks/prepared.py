@@ -18,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import WORKER_RESERVED_NBYTES, scratch_folder
+from dpipe.cluster.workers import addresses
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator
@@ -262,9 +263,7 @@ def check_given(loader: Loader) -> None:
 
 def is_far(client: Client | None) -> bool:
     """Tell whether a client's workers are processes of their own."""
-    return client is not None and any(
-        not address.startswith("inproc://") for address in client.scheduler_info(n_workers=-1)["workers"]
-    )
+    return client is not None and any(not address.startswith("inproc://") for address in addresses(client))
 
 
 def y_kind(y: Any) -> tuple[tuple[int, ...], np.dtype[Any] | None]:
