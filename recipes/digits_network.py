@@ -39,14 +39,14 @@ def digits_module(random_state: int = 0) -> Any:
         )
 
 
-def digits_model(epochs: int = 20, parallel: str = "data", random_state: int = 0) -> Pipeline:
+def digits_model(epochs: int = 12, parallel: str = "data", random_state: int = 0) -> Pipeline:
     """Build the model, from pixels to a digit.
 
     Parameters
     ----------
-    epochs : int, default 20
-    parallel : {"data"}, default "data"
-        How processes share the work: each learns its part of every batch.
+    epochs : int, default 12
+    parallel : {"data", "model"}, default "data"
+        How processes share the work: each learns its part of every batch, or has some of the layers.
     random_state : int, default 0
         Seeds the weights and the order of the rows.
 
@@ -56,9 +56,10 @@ def digits_model(epochs: int = 20, parallel: str = "data", random_state: int = 0
     """
     import torch
 
-    if parallel != "data":
-        raise dpipe.DpipeError(f"parallel must be 'data', got {parallel!r}.")
-    network = dpipe.DataParallel(
+    kinds = {"data": dpipe.DataParallel, "model": dpipe.ModelParallel}
+    if parallel not in kinds:
+        raise dpipe.DpipeError(f"parallel must be 'data' or 'model', got {parallel!r}.")
+    network = kinds[parallel](
         digits_module(random_state),
         torch.nn.functional.cross_entropy,
         functools.partial(torch.optim.Adam, lr=3e-3),
@@ -72,7 +73,7 @@ def digits_model(epochs: int = 20, parallel: str = "data", random_state: int = 0
 
 def digits_network(
     *,
-    epochs: int = 20,
+    epochs: int = 12,
     parallel: str = "data",
     workdir: str = "runs/digits-network",
     random_state: int = 0,
@@ -81,8 +82,8 @@ def digits_network(
 
     Parameters
     ----------
-    epochs : int, default 20
-    parallel : {"data"}, default "data"
+    epochs : int, default 12
+    parallel : {"data", "model"}, default "data"
         How processes share the work; on a cluster each worker is one.
     workdir : str, default "runs/digits-network"
         Results, checkpoints, report and bundle.

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import dpipe
 from tests.conftest import CHECKOUT
+from tests.helpers import raise_if_computes
 from tests.package_map import parse, private_uses, public_names, read
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -163,6 +164,17 @@ def test_the_example_of_networks_trains(tmp_path, monkeypatch):
     fitted = names["trained"](torch.nn.Linear(1, 2), frame)
     assert (fitted.predict(frame[["hour"]].compute()) == (hours > 15)).mean() > 0.9
     assert (tmp_path / "runs" / "network" / "report.html").is_file()
+
+
+def test_the_example_of_a_split_network_is_planned():
+    pytest.importorskip("torch", reason="the example is of PyTorch")
+    (source,) = [block for block in blocks(README, "python") if "dpipe.ModelParallel" in block]
+    names: dict = {}
+    exec(compile(source, "README.md", "exec"), names)
+    hours = pd.DataFrame({"hour": np.arange(5000.0), "distance": np.arange(5000.0)})
+    with raise_if_computes():
+        plan = names["planned"](dd.from_pandas(hours, npartitions=3))
+    assert "2 stages, 1f1b, 8 times 128 rows a batch" in str(plan)
 
 
 def test_environment_yml_names_the_same_packages():

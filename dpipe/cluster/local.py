@@ -22,6 +22,7 @@ from distributed.comm import CommClosedError
 
 from dpipe.blocks.heap import give_back
 from dpipe.cluster.specification import Specification
+from dpipe.cluster.workers import workers_of
 from dpipe.errors import ClusterError, InputError
 from dpipe.sizes import MIB
 
@@ -123,7 +124,7 @@ def _current_client() -> Client | None:
 
 def _place_of(client: Client, memory: int | None) -> Place:
     with explained(client):
-        workers = client.scheduler_info(n_workers=-1).get("workers")  # empty without a scheduler
+        workers = workers_of(client)  # empty without a scheduler
     if not workers:
         raise InputError(
             f"{client} has no workers, or its scheduler is gone. Start some, or call client.wait_for_workers(1), and "

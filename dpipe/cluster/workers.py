@@ -2,13 +2,29 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from distributed import Client, Lock, get_worker
 
 
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """Describe the workers that are left, by their addresses.
+
+    `client.scheduler_info` would not do: what it gives is written anew every two seconds, by then without workers.
+
+    Raises
+    ------
+    OSError
+        If the scheduler is gone.
+    """
+    if client.scheduler is None:
+        return {}
+    return dict(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+
+
 def addresses(client: Client) -> list[str]:
     """List the workers that are left, always in the same order."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(workers_of(client))
 
 
 @contextlib.contextmanager

@@ -23,9 +23,11 @@ _OPTIMIZERS = {"adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW", "rmsprop"
 TORCH_TYPES = frozenset(
     {
         "dpipe.train.networks.data_parallel.DataParallel",
+        "dpipe.train.networks.model_parallel.ModelParallel",
         *(f"torch.nn.modules.{file}.{name}" for file, names in _LAYERS.items() for name in names.split()),
         *(f"torch.nn.functional.{name}" for name in _LOSSES.split()),
         *(f"torch.optim.{file}.{name}" for file, name in _OPTIMIZERS.items()),
+        "functools.partial",  # what it calls stands beside it, by its own name
         "torch._C._nn.mse_loss",
     }
 )

@@ -7,13 +7,15 @@ import dpipe
 from recipes.digits_network import digits_model, digits_network
 from tests.helpers import raise_if_computes
 
-pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
+torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
+torch.set_num_threads(1)  # small layers gain nothing by more, and other tests want the processors, too
 
 
-def test_digits_are_read_and_the_bundle_reads_them_too(tmp_path):
+@pytest.mark.parametrize("parallel", ["data", pytest.param("model", marks=pytest.mark.slow)])
+def test_digits_are_read_and_the_bundle_reads_them_too(tmp_path, parallel):
     with raise_if_computes():
-        pipe = digits_network(workdir=str(tmp_path))
-        assert "network, 20 epochs" in str(pipe.plan())
+        pipe = digits_network(workdir=str(tmp_path), parallel=parallel)
+        assert "network, 12 epochs" in str(pipe.plan())
     run = pipe.run(progress=False)
     assert run.metrics["accuracy"] >= 0.97
     bundle = dpipe.load(run.bundle, trusted=["recipes.digits_network.scaled"])
@@ -23,5 +25,5 @@ def test_digits_are_read_and_the_bundle_reads_them_too(tmp_path):
 
 
 def test_another_way_of_sharing_is_refused():
-    with pytest.raises(dpipe.DpipeError, match="parallel must be 'data', got 'both'"):
+    with pytest.raises(dpipe.DpipeError, match="parallel must be 'data' or 'model', got 'both'"):
         digits_model(parallel="both")

@@ -65,6 +65,11 @@ class Blocks:
         self.__dict__.update(state, _lock=threading.Lock())
 
     @property
+    def of_cluster(self) -> bool:
+        """Whether blocks are held by a cluster, where processes that are not part of it cannot have them."""
+        return any(isinstance(task, Future) for task in self._shared.values())
+
+    @property
     def known(self) -> bool:
         """Whether the lengths of all blocks are known."""
         return self._lengths is not None

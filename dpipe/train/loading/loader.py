@@ -237,6 +237,11 @@ class Loader:
         """Count the buffers of each of some ranks, at most."""
         return self.n_buffers(range(-(-self._how["shares"] // n_ranks)))
 
+    @property
+    def of_cluster(self) -> bool:
+        """Whether blocks are held by a cluster, as those of a persisted collection are."""
+        return self._blocks.of_cluster
+
     def tell_lengths(self, lengths: Sequence[int]) -> None:
         """Say how many rows each block has, where somebody has counted them before."""
         self._blocks.tell_lengths(lengths)

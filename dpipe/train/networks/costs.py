@@ -12,7 +12,7 @@ from dpipe.sizes import MIB
 from dpipe.train.networks.targets import Targets
 
 #: What a process takes that computes with torch, before it has a network. Measured with torch 2.13 on CPU.
-PROCESS_NBYTES = 420 * MIB
+PROCESS_NBYTES = 520 * MIB
 #: Gradients of activations lie beside those that were kept for them.
 _BACKWARD = 2.0
 

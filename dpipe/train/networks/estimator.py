@@ -1,6 +1,7 @@
 """What a network offers as a scikit-learn estimator, however it was trained."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +157,15 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
 
         path, rows = Path(path), torch.zeros(2, self.n_features_in_)
         batch = torch.export.Dim("rows")
+        names: dict[str, Any] = {
+            "input_names": ["X"],
+            "output_names": ["output"],
+            "dynamic_shapes": ({0: batch},),
+        }
         try:
-            torch.onnx.export(
-                self.module_.eval(),
-                (rows,),
-                path,
-                input_names=["X"],
-                output_names=["output"],
-                dynamic_shapes=({0: batch},),
-                verbose=False,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what torch does with its own parts
+                torch.onnx.export(self.module_.eval(), (rows,), path, verbose=False, **names)
         except ImportError as err:
             raise InputError(f"ONNX needs more packages: {err}. pip install onnx onnxscript") from err
         except Exception as err:

@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline
 from dpipe.errors import InputError
 from dpipe.train.fit import fit
 from dpipe.train.loading.loader import Loader, check_count
+from dpipe.train.networks.chain import is_module
 from dpipe.train.networks.estimator import NetworkEstimator, checked_labels
 from dpipe.train.networks.prepared_stages import PreparedStages, Staged, prepare_stages
 from dpipe.train.networks.split import SCHEDULES, SplitPlan
@@ -77,7 +78,7 @@ class ModelParallel(NetworkEstimator):
     validation_losses_ : list of float
         That of each epoch on the rows of `validation`.
     split_ : SplitPlan
-        How the module was split, and what was expected of it.
+        How the module was split, and what was expected of it; not kept in bundles and copies.
     measured_ : dict
         What came of it: "bubble", and lists over the stages: "peak_nbytes", "planned_nbytes" and "busy_s". Empty if
         nothing was left to be learned.
@@ -144,6 +145,13 @@ class ModelParallel(NetworkEstimator):
         self.device = device
         self.checkpoint_every = checkpoint_every
         self.timeout_s = timeout_s
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what it is as data; once it is fitted, without the functions that build layers, and without the plan."""
+        state = super().__getstate__()
+        if "module_" in state and not is_module(self.module):
+            state["module"] = state["module_"]
+        return {name: value for name, value in state.items() if name != "split_"}
 
     def fit(
         self,

@@ -17,7 +17,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from dpipe.blocks.rows import Tally
-from dpipe.cluster.local import scratch_folder
+from dpipe.cluster.local import WORKER_RESERVED_NBYTES, scratch_folder
+from dpipe.cluster.workers import addresses
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator
@@ -93,8 +94,12 @@ class PreparedNetwork(OwnFit):
     def _trained(self, client: Client | None, recipe: Recipe) -> Trained:
         network, timeout_s = self.network, self.network.timeout_s
         far, n_ranks = ranks_of(network, self.place.workers if client is not None else 1, client)
+        if far or n_ranks > 1 or network.sharded:
+            check_given(recipe.loader)
         if client is not None and far:
-            return Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device)[0])
+            found = Trained.unpacked(run_on(client, recipe, n_ranks, timeout_s, network.device)[0])
+            # beside the process that trains there is the worker that watches it
+            return replace(found, peak_nbytes=found.peak_nbytes + WORKER_RESERVED_NBYTES)
         if n_ranks > 1 or network.sharded:
             return Trained.unpacked(run_here(recipe, n_ranks, timeout_s, network.device)[0])
         return replace(train(recipe, Ranks(wanted=network.device)), optimizer=b"")
@@ -241,11 +246,24 @@ def ranks_of(network: Any, workers: int, client: Client | None) -> tuple[bool, i
     return far, network.ranks or (min(workers, network.shares) if far else 1)
 
 
+def check_given(loader: Loader) -> None:
+    """Refuse to send other processes what only a cluster has.
+
+    Raises
+    ------
+    InputError
+        If the loader reads what is persisted.
+    """
+    if loader.of_cluster:
+        raise InputError(
+            "X or y is held by the cluster (persisted), where processes that train cannot have it. Write it with "
+            "dpipe.write_parquet, and read it from there; or do not persist it."
+        )
+
+
 def is_far(client: Client | None) -> bool:
     """Tell whether a client's workers are processes of their own."""
-    return client is not None and any(
-        not address.startswith("inproc://") for address in client.scheduler_info(n_workers=-1)["workers"]
-    )
+    return client is not None and any(not address.startswith("inproc://") for address in addresses(client))
 
 
 def y_kind(y: Any) -> tuple[tuple[int, ...], np.dtype[Any] | None]:

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import WORKER_RESERVED_NBYTES, Place
+from dpipe.errors import InputError
 from dpipe.families.registry import Estimator
 from dpipe.ledger.fingerprint import Fingerprinter, joined
 from dpipe.run.recorded import Recorded
@@ -22,6 +23,7 @@ from dpipe.train.networks.costs import check_loss
 from dpipe.train.networks.planned import largest_block, network_pass, reading_nbytes, with_network
 from dpipe.train.networks.prepared import (
     PreparedNetwork,
+    check_given,
     is_far,
     module_fingerprint,
     prepare_before,
@@ -74,6 +76,11 @@ class Splitter:
     @cached_property
     def _profiles(self) -> list[LayerProfile]:
         n = self.n_stages
+        if is_far(self.place.client) and n > self.place.workers:
+            raise InputError(
+                f"{counted(n, 'stage')} need as many workers, and the cluster has {self.place.workers}. Start more, or "
+                f"give stages={self.place.workers} or fewer."
+            )
         check_layers(self.chain, weigh(self.chain), n, self._ratio, self.memory(n))
         parts = self.network.micro_batches or 4 * n
         return profile(self.chain, self.width, max(-(-self.network.batch_size // parts), 1))
@@ -206,6 +213,7 @@ class PreparedStages(PreparedNetwork):
     def _trained(self, client: Client | None, recipe: Any) -> Trained:
         """Train; the weights are mapped from the files of the stages, where there are any."""
         network, n = self.network, recipe.splitter.n_stages
+        check_given(recipe.loader)
         if client is not None and is_far(client):
             found = run_on(client, recipe, n, network.timeout_s, network.device, least=n)
         else:

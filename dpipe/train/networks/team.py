@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 from distributed import Client, Future, get_worker, wait
@@ -29,6 +29,8 @@ _LOOK_EVERY_S = 0.5
 _GRACE_S = 5.0
 #: So long a worker that was lost has to come back, where others could go on without it.
 _WAIT_S = 30.0
+#: A scheduler may take a moment to notice that a worker is gone.
+_PAUSE_S = 1.0
 _LOCK = "dpipe-networks"
 
 
@@ -145,6 +147,7 @@ def _until_whole(attempt: Callable[[], list[Ended]], timeout_s: float) -> list[b
         if ended and all(each.finished for each in ended):
             return [each.found for each in ended]
         broken = 1 if time.monotonic() - began > _LASTED * timeout_s else broken + 1
+        time.sleep(_PAUSE_S)
     why = " ".join(dict.fromkeys(each.why for each in ended if each.why))
     raise ClusterError(
         f"Groups of processes that train a network broke {_MOST_BROKEN} times in a row. {why} Give them more memory, "
@@ -234,7 +237,8 @@ class _Group:
             waiting = [each for each in futures.values() if not each.done()]
             if not waiting:
                 break
-            with contextlib.suppress(TimeoutError), self._client.as_current():
+            # with its worker a rank loses what it was told, and is cancelled
+            with contextlib.suppress(TimeoutError, CancelledError), self._client.as_current():
                 wait(waiting, timeout=_LOOK_EVERY_S, return_when="FIRST_COMPLETED")
             lost = set(futures) - set(addresses(self._client))
             if lost:

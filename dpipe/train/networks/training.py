@@ -74,11 +74,11 @@ class Trained:
     """What else was measured."""
 
     def packed(self) -> bytes:
-        """Give it as bytes: plain tensors and numbers."""
+        """Give it as bytes: plain tensors and numbers, without what the optimizer remembers."""
         import torch
 
         held = io.BytesIO()
-        torch.save(vars(self), held)
+        torch.save({name: value for name, value in vars(self).items() if name != "optimizer"}, held)
         return held.getvalue()
 
     @classmethod

@@ -25,6 +25,7 @@ from tests.conftest import CHECKOUT
 from tests.helpers import raise_if_computes
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
+torch.set_num_threads(1)  # small layers gain nothing by more, and other tests want the processors, too
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -157,7 +158,12 @@ def test_a_process_that_is_killed_ends_with_the_same_weights(tmp_path):
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(tmp_path / name), str(tmp_path / f"{name}.npz")],
             cwd=CHECKOUT,
-            env={**os.environ, "SECONDS_A_BATCH": str(seconds), "PYTHONPATH": str(CHECKOUT)},
+            env={
+                **os.environ,
+                "SECONDS_A_BATCH": str(seconds),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(CHECKOUT),
+            },
         )
 
     killed = run("killed", 0.2)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -256,6 +257,38 @@ def test_any_number_of_stages_learns_the_same(stages):
     assert largest_difference(found.state_dict(), two.state_dict()) < 1e-6
 
 
+class Deadly(nn.Module):
+    """Ends its process, once and at the worst, when it has been called some times."""
+
+    def __init__(self, mark):
+        super().__init__()
+        self.mark, self.left = mark, 35
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left == 0 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("place", [1, 5])
+def test_a_process_that_dies_costs_the_batches_since_the_last_checkpoint(tmp_path, place):
+    mark = tmp_path / "died"
+    deadly = [*LAYERS[:place], functools.partial(Deadly, mark), *LAYERS[place:]]
+    fitted = dpipe.fit(estimator(deadly), X, Y, workdir=tmp_path / "run")
+    assert mark.exists()
+    net = nn.Sequential(*[part for part in built(chain_of(deadly).layers, 0) if not isinstance(part, Deadly)])
+    np.testing.assert_allclose(fitted.losses_, by_hand(net), rtol=1e-5)
+    weights = [*fitted.module_.parameters()]
+    assert all(
+        torch.allclose(own, each, atol=1e-6) for own, each in zip(weights, net.parameters(), strict=True)
+    )
+    assert fitted.measured_["span_s"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(400)
@@ -269,6 +302,8 @@ def test_training_goes_on_when_a_worker_dies(tmp_path, victim):
         ) as cluster,
         Client(cluster) as client,
     ):
+        with pytest.raises(InputError, match="3 stages need as many workers, and the cluster has 2"):
+            estimator(stages=3).plan(X, Y, client=client)
         pids = client.run(os.getpid)
         victim_pid = pids[sorted(pids)[victim]]
 
