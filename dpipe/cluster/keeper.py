@@ -73,6 +73,8 @@ class Job:
     state: JobState = field(default_factory=lambda: JobState(WAITING))
     running_since: float | None = None
     registered_at: float | None = None
+    n_missing: int = 0
+    """How often in a row the queue did not know it."""
     leaving: bool = False
     """Whether it was asked to go."""
 
@@ -169,7 +171,12 @@ class Keeper:
             await self.launcher.cancel([job.number])
             await self._gone(job, f"the queue will never start it: {job.state.reason}")
         elif job.state.phase == ENDED:
-            await self._gone(job, job.state.reason)
+            # a queue may know a job only some time after it was submitted: silence must be heard twice
+            job.n_missing += 1
+            if job.state.reason or job.n_missing > 1:
+                await self._gone(job, job.state.reason)
+            return
+        job.n_missing = 0
 
     async def _gone(self, job: Job, reason: str) -> None:
         """Take a job off the list, and its workers off the scheduler: they may have had no time to say so."""
@@ -213,7 +220,7 @@ class Keeper:
         elif self._n_short >= self.spec.attempts * n_jobs:
             count = f"{self._n_short} jobs were lost within {SOUND_S:g} s of their start"
         else:
-            logger.warning("%s It is replaced.", said)
+            logger.warning("%s Another is submitted.", said)
             return
         hint = next((hint for sign, hint in _HINTS if sign in said), "")
         self._stopped = (

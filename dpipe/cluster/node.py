@@ -117,13 +117,17 @@ def with_memory(arguments: Sequence[str], limit_nbytes: int) -> list[str]:
     """
     n = int(option(arguments, "--nworkers") or 1)
     asked = parse_bytes(option(arguments, "--memory-limit") or limit_nbytes)
-    room = min(limit_nbytes, n * asked)
-    own = NANNY_NBYTES if room > 4 * NANNY_NBYTES else room // 4
     changed = list(arguments)
     if "--memory-limit" not in changed:
         changed += ["--memory-limit", ""]
-    changed[changed.index("--memory-limit") + 1] = str((room - own) // n)
+    changed[changed.index("--memory-limit") + 1] = str(share(min(limit_nbytes, n * asked), n))
     return changed
+
+
+def share(room_nbytes: int, n_workers: int) -> int:
+    """Give the memory of each worker of a job that has so much in all: some is for the process that watches them."""
+    own = NANNY_NBYTES if room_nbytes > 4 * NANNY_NBYTES else room_nbytes // 4
+    return (room_nbytes - own) // n_workers
 
 
 def scratch_room(folder: str, n_workers: int) -> int:
@@ -158,6 +162,8 @@ def main(arguments: Sequence[str]) -> None:
     given = with_memory(arguments, enforced_nbytes())
     n = int(option(given, "--nworkers") or 1)
     room = scratch_room(option(given, "--local-directory") or ".", n)
+    if "--local-directory" in given:  # the scratch of dpipe itself goes there, too
+        os.environ["DPIPE_SCRATCH"] = os.path.abspath(option(given, "--local-directory") or ".")
     # the processes of the workers are given this configuration
     dask.config.set({"distributed.worker.memory.max-spill": room})
     limit = int(option(given, "--memory-limit") or 0)

@@ -1,11 +1,13 @@
 """What a node lets its workers have: memory by control groups and SLURM, room on the disk."""
 
+import inspect
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from dpipe.blocks.scratch import NODE_VARIABLE, on_this_node
 from dpipe.cluster import node, probe
 from dpipe.cluster.node import MIB, enforced_nbytes, scratch_room, with_memory
 
@@ -67,6 +69,13 @@ def test_scratch_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=f"scratch folder {tmp_path}/file/x on node .* key 'scratch'"):
         scratch_room(f"{tmp_path}/file/x", 1)
+
+
+def test_scratch_of_a_node_is_where_its_job_says(tmp_path, monkeypatch):
+    assert on_this_node("/driver/says") == "/driver/says"
+    monkeypatch.setenv(NODE_VARIABLE, str(tmp_path))
+    assert on_this_node("/driver/says") == str(tmp_path)
+    assert f'"{NODE_VARIABLE}"' in inspect.getsource(node.main)
 
 
 def test_what_is_copied_to_nodes_does_without_dpipe(tmp_path):
