@@ -70,6 +70,7 @@ class Job:
 
     name: str
     number: str
+    submitted_at: float = field(default_factory=time.monotonic)
     state: JobState = field(default_factory=lambda: JobState(WAITING))
     running_since: float | None = None
     registered_at: float | None = None
@@ -97,6 +98,9 @@ class Keeper:
     limits: after `spec.attempts` jobs in a row of which no worker has reported, and after as many losses for each job
     within a minute of its start. Then nothing more is submitted, and when no worker is left, `failure` is set and
     whoever waits for a result is given it as an error.
+
+    Before the wall time of a job another one is submitted, as much earlier as twice what the last one took to start:
+    workers that leave have somebody to give to what they hold.
     """
 
     def __init__(self, spec: Specification, scheduler: Any, launcher: Launcher, every_s: float) -> None:
@@ -108,6 +112,8 @@ class Keeper:
         self._stopped = ""
         self._n_submitted = self._n_unborn = self._n_short = self._n_shrink = 0
         self._unanswered = 0
+        self._start_s = 0.0
+        """What the last job took from its submission until its workers were there."""
 
     @property
     def waiting(self) -> str:
@@ -153,6 +159,7 @@ class Keeper:
         for job in self.jobs:
             if job.registered_at is None and self._workers_of(job):
                 job.registered_at = time.monotonic()
+                self._start_s = job.registered_at - job.submitted_at
                 self._n_unborn = 0
 
     def _workers_of(self, job: Job) -> list[Any]:
@@ -230,13 +237,21 @@ class Keeper:
 
     async def _resize(self) -> None:
         wanted = math.ceil(self._wanted_workers() / self.spec.per_job)
-        staying = [job for job in self.jobs if not job.leaving]
+        staying = [job for job in self.jobs if not job.leaving and not self._has_successor(job)]
         for _ in range(wanted - len(staying)):
             if not await self._submit():
                 return
         self._n_shrink = self._n_shrink + 1 if len(staying) > wanted else 0
         if self._n_shrink >= _LOOKS_TO_SHRINK:
             await self._shrink(staying, len(staying) - wanted)
+
+    def _has_successor(self, job: Job) -> bool:
+        """Whether workers of a job leave so soon that others must be on their way: what they hold goes to those."""
+        if self.spec.walltime_s is None or job.registered_at is None:
+            return False
+        after, stagger = lifetime(self.spec.walltime_s)
+        ahead = min(2 * self._start_s + self.every_s, after / 2)
+        return time.monotonic() - job.registered_at > after - stagger - ahead
 
     def _wanted_workers(self) -> int:
         low, high = self.spec.n_workers

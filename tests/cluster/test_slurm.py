@@ -216,17 +216,17 @@ def test_a_node_whose_scratch_is_full_ends_in_an_error_that_says_so(slurm, slurm
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_workers_whose_wall_time_runs_out_are_replaced(slurm, slurm_file, caplog):
-    text = slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 2")
+    text = slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 1")
     slurm_file.write_text(text.replace("00:20:00", "00:01:00").replace("main", "short"))
     seen = set()
     with Cluster.read(slurm_file) as client:
-        total = client.compute(slow_array(480).sum())
+        total = client.compute(slow_array(200).sum())
         while not total.done():
             seen |= {worker["name"] for worker in client.scheduler_info()["workers"].values()}
             time.sleep(0.5)
-        assert total.result() == 9600
-    assert len(seen) >= 5  # two at a time, three times
-    assert "No more jobs" not in caplog.text
+        assert total.result() == 4000
+    assert len(seen) >= 3
+    assert "was lost" not in caplog.text
 
 
 @pytest.mark.slow
