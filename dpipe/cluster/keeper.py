@@ -112,6 +112,7 @@ class Keeper:
         self._stopped = ""
         self._n_submitted = self._n_unborn = self._n_short = self._n_shrink = 0
         self._unanswered = 0
+        self._looking, self._closed = asyncio.Lock(), False
         self._start_s = 0.0
         """What the last job took from its submission until its workers were there."""
 
@@ -124,10 +125,11 @@ class Keeper:
         return f"{counted(len(self.jobs), 'job')} in the queue: {', '.join(reasons) or 'not started yet'}"
 
     async def keep(self) -> None:
-        """Look at the queue again and again, until cancelled."""
-        while True:
+        """Look at the queue again and again, until closed."""
+        while not self._closed:
             try:
-                await self.look()
+                async with self._looking:
+                    await self.look()
                 self._unanswered = 0
             except ClusterError as err:
                 # a queue that is too busy to answer has not lost any job
@@ -295,8 +297,10 @@ class Keeper:
                     self.scheduler.report(found, client=name)
 
     async def close(self) -> None:
-        """End all jobs."""
-        numbers = [job.number for job in self.jobs]
+        """End all jobs; one that is being submitted just now, too."""
+        self._closed = True
+        async with self._looking:
+            numbers = [job.number for job in self.jobs]
         self.jobs.clear()
         if numbers:
             await self.launcher.cancel(numbers)
