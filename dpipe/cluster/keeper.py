@@ -196,7 +196,7 @@ class Keeper:
                 worker.address, stimulus_id="dpipe-keeper", expected=True, close=False
             )
         lived = 0.0 if job.registered_at is None else time.monotonic() - job.registered_at
-        if job.leaving or self._time_was_up(lived):
+        if job.leaving or (job.registered_at is not None and self._time_left(job) < self.every_s):
             return
         said = self._why(job, reason)
         self.lost.append(said)
@@ -208,11 +208,12 @@ class Keeper:
             self._n_short += 1
         self._judge(said)
 
-    def _time_was_up(self, lived: float) -> bool:
-        if self.spec.walltime_s is None:
-            return False
+    def _time_left(self, job: Job) -> float:
+        """Give the seconds until the first of a job's workers may leave."""
+        if self.spec.walltime_s is None or job.running_since is None:
+            return math.inf
         after, stagger = lifetime(self.spec.walltime_s)
-        return lived > after - stagger - self.every_s
+        return job.running_since + after - stagger - time.monotonic()
 
     def _why(self, job: Job, reason: str) -> str:
         state = f" ({reason})" if reason else ""
@@ -251,9 +252,7 @@ class Keeper:
         """Whether workers of a job leave so soon that others must be on their way: what they hold goes to those."""
         if self.spec.walltime_s is None or job.registered_at is None:
             return False
-        after, stagger = lifetime(self.spec.walltime_s)
-        ahead = min(2 * self._start_s + self.every_s, after / 2)
-        return time.monotonic() - job.registered_at > after - stagger - ahead
+        return self._time_left(job) < min(2 * self._start_s + self.every_s, self.spec.walltime_s / 2)
 
     def _wanted_workers(self) -> int:
         low, high = self.spec.n_workers

@@ -9,7 +9,7 @@ import pytest
 
 from dpipe.blocks.scratch import NODE_VARIABLE, on_this_node
 from dpipe.cluster import node, probe
-from dpipe.cluster.node import MIB, enforced_nbytes, scratch_room, with_memory
+from dpipe.cluster.node import MIB, enforced_nbytes, leaving_at, scratch_room, with_memory
 
 ALL = psutil.virtual_memory().total
 
@@ -62,6 +62,15 @@ def test_workers_get_no_more_than_the_system_enforces():
     assert with_memory(given, 2100 * MIB)[-1] == str(1000 * MIB)
     assert with_memory(given, 2**40)[-1] == str((8 * 1024 - 100) * MIB // 2)
     assert with_memory(["tls://a:1"], 1100 * MIB)[-2:] == ["--memory-limit", str(1000 * MIB)]
+
+
+def test_workers_leave_by_the_time_of_their_job():
+    given = ["tls://a:1", "--lifetime", "540s", "--lifetime-stagger", "20s", "--nanny"]
+    rest, end = leaving_at(given, 1000.0)
+    assert rest == ["tls://a:1", "--nanny"]
+    assert end is not None
+    assert 1520 <= end <= 1560
+    assert leaving_at(rest, 1000.0) == (rest, None)
 
 
 def test_scratch_that_cannot_be_used_is_named(tmp_path):

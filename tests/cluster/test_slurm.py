@@ -219,14 +219,14 @@ def test_a_node_whose_scratch_is_full_ends_in_an_error_that_says_so(slurm, slurm
 @pytest.mark.timeout(600)
 def test_workers_whose_wall_time_runs_out_are_replaced(slurm, slurm_file, caplog):
     text = slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 1")
-    slurm_file.write_text(text.replace("00:20:00", "00:01:00").replace("main", "short"))
+    slurm_file.write_text(text.replace("00:20:00", "00:01:30"))
     seen = set()
     with Cluster.read(slurm_file) as client:
-        total = client.compute(slow_array(200).sum())
+        total = client.compute(slow_array(280).sum())
         while not total.done():
             seen |= {worker["name"] for worker in client.scheduler_info()["workers"].values()}
             time.sleep(0.5)
-        assert total.result() == 4000
+        assert total.result() == 5600
     assert len(seen) >= 3
     assert "was lost" not in caplog.text
 
