@@ -1,4 +1,4 @@
-"""Gradient boosting out of core, beside XGBoost in memory on the same rows: `python -m benchmarks.boosting`.
+"""Gradient boosting out of core, beside the library in memory on the same rows: `python -m benchmarks.boosting`.
 
 Made rows of many float64 columns in Parquet files. Every contender runs in a process of its own, in turns; one Markdown
 table gives the medians of seconds and memory, and the ROC AUC on rows that were held out. `--only` runs one contender,
@@ -48,9 +48,14 @@ def made_files(folder: Path, rows: int, columns: int) -> list[Path]:
 
 
 def _estimator(arguments: Namespace) -> Any:
+    options = {"n_estimators": arguments.rounds, "max_bin": arguments.max_bin}
+    if arguments.library == "lightgbm":
+        from lightgbm import LGBMClassifier
+
+        return LGBMClassifier(**options, verbose=-1)
     from xgboost import XGBClassifier
 
-    return XGBClassifier(n_estimators=arguments.rounds, max_bin=arguments.max_bin)
+    return XGBClassifier(**options)
 
 
 def dpipe_fit(train: Sequence[Path], arguments: Namespace) -> Any:
@@ -66,7 +71,7 @@ def dpipe_shares(train: Sequence[Path], arguments: Namespace) -> Any:
 
 
 def in_memory(train: Sequence[Path], arguments: Namespace) -> Any:
-    """Train with XGBoost itself, on one pandas frame."""
+    """Train with the library itself, on one pandas frame."""
     frame = pd.read_parquet(train)
     return _estimator(arguments).fit(frame.drop(columns=LABEL), frame[LABEL])
 
@@ -78,8 +83,7 @@ CONTENDERS: dict[str, Callable[[Sequence[Path], Namespace], Any]] = {
 
 def run_here(arguments: Namespace) -> None:
     """Do one contender's work in this process and print one line of JSON."""
-    import xgboost  # noqa: F401  (imports come before the clock)
-
+    _estimator(arguments)  # imports come before the clock
     *train, test = made_files(arguments.folder, arguments.rows, arguments.columns)
     clock = Clock()
     fitted = CONTENDERS[arguments.only](train, arguments)
@@ -103,7 +107,7 @@ def run_apart(name: str, arguments: Namespace) -> dict[str, float]:
     options = [
         f"--{option}={getattr(arguments, option)}" for option in ("rows", "columns", "rounds", "folder")
     ]
-    options += [f"--max-bin={arguments.max_bin}", f"--only={name}"]
+    options += [f"--max-bin={arguments.max_bin}", f"--library={arguments.library}", f"--only={name}"]
     options += [] if arguments.memory is None else [f"--memory={arguments.memory}"]
     command = [sys.executable, "-m", "benchmarks.boosting", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -135,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--columns", type=int, default=30, help="columns of X (30)")
     parser.add_argument("--rounds", type=int, default=100, help="boosting rounds (100)")
     parser.add_argument("--max-bin", type=int, default=256, help="bins of a column (256)")
+    parser.add_argument("--library", choices=("xgboost", "lightgbm"), default="xgboost", help="(%(default)s)")
     parser.add_argument("--memory", help="the budget that dpipe is given (none)")
     parser.add_argument("--folder", type=Path, help="where the data is or goes (a temporary folder)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender (3)")
@@ -150,11 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         path.read_bytes()  # the first contender must not be the only one to wait for the disk
     print(conditions(arguments.rows, arguments.repeat), end="\n\n")
     print("| contender | median | ratio | peak | ROC AUC |\n|---|---|---|---|---|")
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    # LightGBM learns on one worker
+    names = [name for name in CONTENDERS if arguments.library == "xgboost" or name != "dpipe_shares"]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(arguments.repeat):
-        for name in CONTENDERS:
+        for name in names:
             runs[name].append(run_apart(name, arguments))
-    for name in CONTENDERS:
+    for name in names:
         print(row(name, runs), flush=True)
     return 0
 

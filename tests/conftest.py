@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import dask
@@ -42,6 +43,28 @@ def shared_data() -> Path:
             f"or name their folder in the environment variable {SHARED_DATA_VARIABLE}"
         )
     return folder
+
+
+def pytest_sessionfinish(session):
+    """Give the process that prints the summary what this one has seen, where several share the tests."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        estimators = [f"{cls.__module__}.{cls.__qualname__}" for cls in SEEN.estimators]
+        output["seen"] = [estimators, SEEN.cases, SEEN.worst, SEEN.worst_of]
+        output["tried"] = asdict(TRIED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Add up what the processes have seen."""
+    output = getattr(node, "workeroutput", {})
+    if "seen" not in output:
+        return  # it broke down
+    estimators, cases, worst, worst_of = output["seen"]
+    SEEN.estimators |= set(estimators)
+    SEEN.cases += cases
+    SEEN.worst, SEEN.worst_of = max((SEEN.worst, SEEN.worst_of), (worst, worst_of))
+    for name, count in output["tried"].items():
+        setattr(TRIED, name, getattr(TRIED, name) + count)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from distributed import Client
 
 from dpipe.blocks.copies import plan_copy
 from dpipe.cluster.cluster import takes_cluster
-from dpipe.cluster.local import find_place
+from dpipe.cluster.local import Place, find_place
 from dpipe.collect.array_join import not_monotonic
 from dpipe.collect.files import is_remote
 from dpipe.collect.zarr_store import open_zarr
@@ -23,7 +24,7 @@ from dpipe.ledger.book import Ledger
 from dpipe.ledger.fingerprint import joined
 from dpipe.outputs.manifest import MANIFEST, UNFINISHED, FileEntry, finished
 from dpipe.outputs.rechunk import DRAFT, SourceArray, copied, fingerprint_of
-from dpipe.outputs.rechunk_plan import check_room, lazy_names, opened, planned
+from dpipe.outputs.rechunk_plan import RechunkPlan, check_room, lazy_names, opened, planned
 from dpipe.outputs.zarr import block_fingerprints
 from dpipe.outputs.zarr_metadata import StoreMetadata
 from dpipe.sizes import parse_bytes
@@ -92,14 +93,19 @@ def append_zarr(
     """
     if is_remote(os.fspath(path)):
         raise OutputError(f"{path} is not on this machine: a store is appended to in a folder. Give a path.")
-    folder = Path(path).absolute()  # workers may run elsewhere
+    place = find_place(client, None if memory is None else parse_bytes(memory), 2, None)
+    _append(opened(source), Path(path).absolute(), dim, place)  # workers may run elsewhere
+    return Path(path)
+
+
+def _append(new: xr.Dataset, folder: Path, dim: str, place: Place) -> None:
+    """Check, plan, write aside, and move into the store what is not in it."""
     done = finish_append(folder)
     metadata = StoreMetadata.of(folder)
     manifest = finished(folder)
     aside = _beside(folder) if manifest is None else folder / UNFINISHED
-    new, old = opened(source), open_zarr(folder)
+    old = open_zarr(folder)
     _check_fits(new, old, dim, folder)
-    place = find_place(client, None if memory is None else parse_bytes(memory), 2, None)
     arrays = [
         _Longer.of(str(name), new, old, dim, metadata) for name, v in old.variables.items() if dim in v.dims
     ]
@@ -112,23 +118,38 @@ def append_zarr(
     blocks = [found for data in sources for found in block_fingerprints(data)]
     key = joined("append", dim, fingerprint_of(new), *blocks)
     if key in (done, *(manifest or {"blocks": []})["blocks"][-1:]):
-        return Path(path)
+        return
     _check_order(new, old, dim, folder)
     with Ledger(aside) as ledger:
-        files, moves = dict((manifest or {"files": {}})["files"]), list[tuple[str, str]]()
-        draft, place = aside / DRAFT, replace(place, threads=plan.threads)
-        for each in arrays:
-            metadata.make_array(draft, each.name, each.metadata, each.data.shape)
-            array = each.taken_apart(plan.arrays.get(each.name))
-            entries = {entry.name: entry for entry in copied(array, draft, ledger, place, Path(plan.between))}
-            for name, there in metadata.moved_chunks(draft, each.name, each.axis, each.first):
-                files[there] = FileEntry(there, entries[name].sha256, entries[name].nbytes).told()
-                moves.append((f"{DRAFT}/{name}", there))
-        said = None if manifest is None else {**manifest, "blocks": [*manifest["blocks"], key]}
-        texts = metadata.longer({each.name: each.longer for each in arrays})
-        _journal(aside, moves, texts, said and {**said, "files": files}, key)
+        moved = _drafted(arrays, plan, metadata, aside, ledger, replace(place, threads=plan.threads))
+        said = manifest and {
+            **manifest,
+            "blocks": [*manifest["blocks"], key],
+            "files": {**manifest["files"], **{entry.name: entry.told() for entry in moved.values()}},
+        }
+        moves = [(name, entry.name) for name, entry in moved.items()]
+        _journal(aside, moves, metadata.longer({each.name: each.longer for each in arrays}), said, key)
     finish_append(folder)
-    return Path(path)
+
+
+def _drafted(
+    arrays: Sequence["_Longer"],
+    plan: RechunkPlan,
+    metadata: StoreMetadata,
+    aside: Path,
+    ledger: Ledger,
+    place: Place,
+) -> dict[str, FileEntry]:
+    """Write the new chunks aside; for each of them, say where it will be and what is in it."""
+    draft = aside / DRAFT
+    found: dict[str, FileEntry] = {}
+    for each in arrays:
+        metadata.make_array(draft, each.name, each.metadata, each.data.shape)
+        array = each.taken_apart(plan.arrays.get(each.name))
+        entries = {entry.name: entry for entry in copied(array, draft, ledger, place, Path(plan.between))}
+        for name, there in metadata.moved_chunks(draft, each.name, each.axis, each.first):
+            found[f"{DRAFT}/{name}"] = FileEntry(there, entries[name].sha256, entries[name].nbytes)
+    return found
 
 
 def _check_fits(new: xr.Dataset, old: xr.Dataset, dim: str, folder: Path) -> None:

@@ -274,12 +274,22 @@ def on_record(prepared: Prepared, workdir: Path, name: str) -> tuple[str, ...]:
     """
     notes: list[str] = []
     recorded = prepared.recorded(Reading(workdir), name, notes.append)
+    if isinstance(prepared, OwnFit):
+        prepared.tell(recorded)
+    else:
+        tell_passes(prepared, recorded)
+    return tuple(notes)
+
+
+def tell_passes(prepared: Prepared, recorded: Recorded) -> bool:
+    """Say what is on record of the passes of which that is known beforehand; tell whether these are all."""
+    if _counts_first(prepared):
+        return False
     passes = prepared.program.passes
     static = next((i for i, step in enumerate(passes) if _is_led(prepared, step)), len(passes))
-    if not _counts_first(prepared) and not isinstance(prepared, OwnFit):
-        _build(prepared, range(static), None, recorded)
-        recorded.told()
-    return tuple(notes)
+    _build(prepared, range(static), None, recorded)
+    recorded.told()
+    return static == len(passes)
 
 
 def run_fit(

@@ -78,6 +78,9 @@ class OwnFit(Prepared):
         """Carry it out; give the fitted estimator, and what each pass of the plan has read."""
         raise NotImplementedError
 
+    def tell(self, recorded: Recorded) -> None:
+        """Say what is on record of it; computes nothing."""
+
     def n_rows_of(self, tallies: Sequence[Tally]) -> int | None:
         """Count the rows of its data, from what its passes have read; None if they do not tell."""
         return tallies[0].rows if tallies else None

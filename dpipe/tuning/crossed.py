@@ -32,7 +32,7 @@ from dpipe.families.registry import Estimator, Failed, Meta, Refinement, Rounds,
 from dpipe.planner import DataShape, Resources, make_program
 from dpipe.run.recorded import Recorded
 from dpipe.run.state import PassState
-from dpipe.train.fit import check_rows, run_passes
+from dpipe.train.fit import check_rows, run_passes, tell_passes
 from dpipe.train.prepare import OwnFit, prepare_source
 from dpipe.tuning.foundation import ForScoring
 from dpipe.tuning.learning import reason
@@ -328,6 +328,10 @@ class PreparedCrossed(OwnFit):
             if tell is not None:
                 tell({"said": note})
         return best, known.tallies
+
+    def tell(self, recorded: Recorded) -> None:
+        """Say what is on record of its passes."""
+        tell_passes(self, recorded)
 
 
 def prepare_crossed(

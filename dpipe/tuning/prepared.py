@@ -16,14 +16,16 @@ from dpipe.plan_record import PassPlan, Plan
 from dpipe.planner import check_budget
 from dpipe.run.recorded import Recorded
 from dpipe.sizes import counted
-from dpipe.train.fit import check_rows, run_passes
+from dpipe.train.fit import check_rows, run_passes, tell_passes
 from dpipe.train.prepare import OwnFit, Prepared
 from dpipe.tuning.foundation import Foundation
+from dpipe.tuning.pages import tell_search
 from dpipe.tuning.sampled import OneSearch, SampledSearch
 from dpipe.tuning.schedule import Settings
 from dpipe.tuning.scoring import RANKED_NBYTES, held_nbytes
+from dpipe.tuning.setup import Setup
 from dpipe.tuning.space import Space
-from dpipe.tuning.streamed import Outcome, Runner, Setup
+from dpipe.tuning.streamed import Outcome, Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,12 @@ class PreparedSearch(OwnFit):
             for note in failures(outcome):
                 tell({"said": note})
         return best, (*known.tallies, outcome.tally)
+
+    def tell(self, recorded: Recorded) -> None:
+        """Say what is on record of the preprocessing, and of the search, if that is all there."""
+        if tell_passes(self.foundation.prepared, recorded):
+            one = isinstance(self.searches, OneSearch)
+            tell_search(self.searches.first(), "the whole search" if one else "its first bracket", recorded)
 
     def n_rows_of(self, tallies: Sequence[Tally]) -> int | None:
         """Count the rows to learn from, and those that were held out of the same blocks."""

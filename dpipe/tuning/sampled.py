@@ -6,8 +6,9 @@ from typing import Any
 
 from dpipe.errors import InputError
 from dpipe.tuning.schedule import Bracket
+from dpipe.tuning.setup import Setup
 from dpipe.tuning.space import Params
-from dpipe.tuning.streamed import Outcome, Setup
+from dpipe.tuning.streamed import Outcome
 
 
 class Proposals:

@@ -37,9 +37,10 @@ from dpipe.tuning.results import cross_validated, histories, searched
 from dpipe.tuning.sampled import OneSearch, Proposals, SampledSearch
 from dpipe.tuning.schedule import EARLY, HALVING, METHODS, Bracket, Settings
 from dpipe.tuning.scoring import held_nbytes, scoring_of
+from dpipe.tuning.setup import Setup
 from dpipe.tuning.sides import with_folds
 from dpipe.tuning.space import Space, check_space, drawn, grid, make_space
-from dpipe.tuning.streamed import Outcome, Setup
+from dpipe.tuning.streamed import Outcome
 from dpipe.validate.metrics import METRICS
 from dpipe.validate.score import score
 

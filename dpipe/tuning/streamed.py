@@ -16,18 +16,14 @@ from distributed import Client
 from dpipe.blocks.rows import Tally
 from dpipe.cluster.local import Place, compute_keys
 from dpipe.collect.loads import ScratchLoad
-from dpipe.collect.source import Source
-from dpipe.errors import DpipeError, LedgerError
+from dpipe.errors import DpipeError
 from dpipe.families.model_file import open_model
 from dpipe.families.program import Known
-from dpipe.ledger.book import Pen
-from dpipe.ledger.codec import decode, encode
-from dpipe.ledger.fingerprint import Fingerprinter, Unknowable, joined
-from dpipe.run.graph import GraphBuilder, Input, add_inputs, graph_token
+from dpipe.run.graph import GraphBuilder, Input, graph_token
 from dpipe.run.recorded import Recorded
 from dpipe.run.scan import add_scan
 from dpipe.train.resume import freeze
-from dpipe.tuning.foundation import ForLearning, ForScoring, Foundation
+from dpipe.tuning.foundation import ForLearning, ForScoring
 from dpipe.tuning.learning import (
     Trained,
     as_it_is,
@@ -40,26 +36,14 @@ from dpipe.tuning.learning import (
     said,
     tally_of,
 )
+from dpipe.tuning.pages import SearchPages
 from dpipe.tuning.schedule import Bracket
 from dpipe.tuning.scoring import RANKED_NBYTES, Found, ScoreAll, held_nbytes, scores_of
-from dpipe.tuning.space import Candidate, Space
+from dpipe.tuning.setup import Setup, opened
+from dpipe.tuning.space import Candidate
 
 #: Recording the candidates takes at most one part in so many of the time.
 _WORTH_TIMES = 20
-
-
-@dataclass(frozen=True, eq=False)
-class Setup:
-    """All that a search follows from."""
-
-    space: Space
-    brackets: Sequence[Bracket]
-    foundation: Foundation
-    train: Source
-    held: Source
-    metric: str
-    seed: int
-    classes: Any = None
 
 
 @dataclass(frozen=True)
@@ -146,31 +130,10 @@ class Runner:
         foundation = setup.foundation
         self._learning = ForLearning(tuple(fit.source for fit in foundation.stands), foundation.columns)
         self._scoring = ForScoring(foundation.preprocessings(known))
-        self._inputs, self._shared = self._opened(setup.train)
-        self._held_inputs, self._held_shared = self._opened(setup.held)
-        self.key = self._own_key()
-
-    def _opened(self, source: Source) -> tuple[list[Input], dict[Any, Any]]:
-        graph = GraphBuilder(self._token)
-        inputs = add_inputs(graph, source, self.setup.foundation.columns)
-        if self.recorded is not None:
-            inputs = self.recorded.keyed(inputs, graph.tasks)
-        return inputs, graph.tasks
-
-    def _own_key(self) -> str:
-        """Fingerprint the search: what is recorded under it is what would come out again."""
-        if self.recorded is None or not self.recorded.works:
-            return ""
-        setup = self.setup
-        asked = [[(c.ident, c.params, c.learner) for c in setup.space.candidates], setup.metric, setup.seed]
-        rules = [bracket.says for bracket in setup.brackets]
-        try:
-            own = Fingerprinter().of([asked, rules, setup.classes])
-        except Unknowable as err:
-            self.recorded.say(f"the search is not recorded, a stopped run begins anew: {err}.")
-            return ""
-        rows = [each.key for each in (*self._inputs, *self._held_inputs)]
-        return joined(self.recorded.history, own, *rows)
+        (self._inputs, self._shared), (self._held_inputs, self._held_shared) = opened(
+            setup, self._token, recorded
+        )
+        self._pages = SearchPages.of(setup, (*self._inputs, *self._held_inputs), recorded)
 
     def run(self) -> Outcome:
         """Run all rounds of all brackets, and give the best candidate.
@@ -180,7 +143,7 @@ class Runner:
         DpipeError
             If all candidates have failed.
         """
-        end = self._found("end")
+        end = self._pages.find("end")
         if end is not None:
             return self._recalled_end(end)
         turn = 0
@@ -192,9 +155,9 @@ class Runner:
         state = self._value(self.states[best.ident])
         self.outcome.best, self.outcome.learner = best.ident, state.learner
         self.outcome.tally = replace(self.outcome.tally, lengths=self._held_lengths)
-        if self._pen is not None:  # only then: what knows all kinds of models is large
+        if self._pages.pen is not None:  # only then: what knows all kinds of models is large
             content = freeze((state.learner, None))
-            self._write("end", (self.outcome.records, best.ident, content, self.outcome.tally))
+            self._pages.write("end", (self.outcome.records, best.ident, content, self.outcome.tally))
         return self.outcome
 
     def _take(self, turn: int) -> int:
@@ -206,7 +169,7 @@ class Runner:
         }
         clock = min(max(goal.values()) for goal in goals.values())
         ending = [b for b in self.setup.brackets if b.round and max(goals[b.number].values()) == clock]
-        found = self._found(f"turn {turn}")
+        found = self._pages.find(f"turn {turn}")
         if found is None:
             self._restore()
             self._bring(
@@ -217,7 +180,7 @@ class Runner:
                 }
             )
             found = self._scored([self.by_name[b.number, i] for b in ending for i in b.round])
-            self._write(f"turn {turn}", found)
+            self._pages.write(f"turn {turn}", found)
         else:
             self._began = time.monotonic() - max(one["elapsed_wall_time"] for one in found)
         self._decide(ending, found)
@@ -432,24 +395,6 @@ class Runner:
 
     # the ledger
 
-    def _found(self, name: str) -> Any:
-        place = self._place(joined(self.key, name))
-        try:
-            return None if place is None else decode(place.read())
-        except LedgerError:
-            return None
-
-    def _place(self, key: str) -> Any:
-        return None if self.recorded is None or not self.key else self.recorded.ledger.find(key)
-
-    @property
-    def _pen(self) -> Pen | None:
-        return None if self.recorded is None or not self.key else self.recorded.ledger.pen
-
-    def _write(self, name: str, value: Any) -> None:
-        if self._pen is not None:
-            self._pen.write(joined(self.key, name), encode(value), what="search", rows=0, nbytes=0)
-
     def _recalled_end(self, end: Any) -> Outcome:
         assert self.recorded is not None
         records, best, content, tally = end
@@ -463,10 +408,10 @@ class Runner:
         if self._restored:
             return
         self._restored = True
-        snapshot = self._found("snapshot") or {}
+        snapshot = self._pages.find("snapshot") or {}
         n_calls = 0
         for ident, (calls, key) in snapshot.items():
-            place = self._place(key)
+            place = self._pages.place(key)
             state = None if place is None or ident not in self.states else recalled(place)
             limit = self._limit(ident)
             if state is not None and state.calls == calls and calls <= limit:
@@ -484,10 +429,10 @@ class Runner:
 
     def _save(self) -> None:
         """Record the candidates, if that is due."""
-        pen, began = self._pen, time.monotonic()
+        pen, began = self._pages.pen, time.monotonic()
         if pen is None or began < self._due or not self._restored:
             return
-        keys = {i: joined(self.key, str(i), str(self.calls[i])) for i in self.states if self.calls[i]}
+        keys = {i: self._pages.key_of(i, self.calls[i]) for i in self.states if self.calls[i]}
         graph = self._graph()
         new = {i: key for i, key in keys.items() if key not in self._saved}
         tasks = [
@@ -501,7 +446,7 @@ class Runner:
             self._due = float("inf")
             return
         self._saved |= set(new.values())
-        self._write("snapshot", {i: (self.calls[i], key) for i, key in keys.items()})
+        self._pages.write("snapshot", {i: (self.calls[i], key) for i, key in keys.items()})
         self._due = time.monotonic() + _WORTH_TIMES * (time.monotonic() - began)
 
 

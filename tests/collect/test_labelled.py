@@ -1,5 +1,7 @@
 """What is wrong with labelled arrays is told from their metadata, before anything is read."""
 
+import warnings
+
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -106,7 +108,10 @@ def test_chunks_of_one_sample_are_warned_of_with_what_would_help():
 
 
 def test_large_chunks_of_one_sample_are_as_they_should_be():
-    open_grid(xr.DataArray(da.ones((120, 10_000), chunks=(1, -1)), dims=("time", "cell")), None, None, "time")
+    large = xr.DataArray(da.ones((120, 10_000), chunks=(1, -1)), dims=("time", "cell"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_grid(large, None, None, "time")
 
 
 def test_only_variables_that_are_needed_must_do():

@@ -1,6 +1,7 @@
 """Fits that read the data several times: how often they read, what they share, what they keep, what they refuse."""
 
 import os
+import threading
 
 import dask
 import dask.array as da
@@ -213,8 +214,9 @@ def test_solvers_that_call_and_solvers_that_yield_advance_in_step():
 
 def test_a_solver_that_nobody_asks_any_more_ends():
     search = asking(lambda ask: [ask(i) for i in range(9)])
-    next(search)
+    assert next(search) == (0,)
     search.close()  # waits for the solver's thread
+    assert "dpipe-solver" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_an_error_in_a_solver_is_raised_where_it_is_asked():

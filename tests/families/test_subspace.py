@@ -204,7 +204,7 @@ def test_rows_without_differences_have_no_spread():
 def test_the_plan_tells_why():
     X = da.zeros((5_000, 60_000), chunks=(100, 60_000), dtype="f4")
     with raise_if_computes():
-        text = str(dpipe.plan(make_pipeline(StandardScaler(), PCA(5)), X, memory="2 GiB"))
+        text = str(dpipe.plan(make_pipeline(StandardScaler(), PCA(5)), X, memory="8 GiB"))
         tall = str(dpipe.plan(PCA(5), da.zeros((10**6, 1_100), chunks=(2_000, 1_100))))
     assert "cross products of 60,000 features take 26.82 GiB: only the leading 5 components" in text
     assert "refine, 2 to 40 readings" in text

@@ -118,7 +118,9 @@ def run(kind: str, folder: Path, workdir: Path, address: str | None = None) -> D
     return finish(start(kind, folder, workdir, address))
 
 
-def killed(kind: str, folder: Path, workdir: Path, victim: str, wanted: dict, after_s: float) -> Done:
+def assert_survives(
+    kind: str, folder: Path, workdir: Path, victim: str, wanted: dict, after_s: float
+) -> Done:
     """Kill a process of a job, run the job again, and check that nothing is lost; give the second run."""
     TRIED.faults += 1
     if victim == "client":

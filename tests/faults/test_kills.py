@@ -29,14 +29,18 @@ LONG = ("shuffled", "stopped")
 )
 def test_a_killed_client(kind, data, undisturbed, tmp_path):
     wanted = undisturbed(kind).result
-    harness.killed(kind, data, tmp_path / "run", "client", wanted, moment(undisturbed, kind, "client", 0))
+    harness.assert_survives(
+        kind, data, tmp_path / "run", "client", wanted, moment(undisturbed, kind, "client", 0)
+    )
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", ["worker", "scheduler"])
 def test_a_killed_part_of_a_cluster(victim, data, undisturbed, tmp_path):
     wanted = undisturbed("fit").result
-    harness.killed("fit", data, tmp_path / "run", victim, wanted, moment(undisturbed, "fit", victim, 0))
+    harness.assert_survives(
+        "fit", data, tmp_path / "run", victim, wanted, moment(undisturbed, "fit", victim, 0)
+    )
 
 
 @pytest.mark.slow
@@ -49,7 +53,7 @@ def test_many_moments(kind, victim, data, undisturbed, tmp_path):
         after_s = moment(undisturbed, kind, victim, number)
         folder = tmp_path / str(number)
         folder.mkdir()
-        harness.killed(kind, data, folder / "run", victim, wanted, after_s)
+        harness.assert_survives(kind, data, folder / "run", victim, wanted, after_s)
 
 
 @pytest.mark.timeout(600)

@@ -60,7 +60,7 @@ def said(variable):
     return {name: value for name, value in plain.items() if name != "units" or variable.dims[-1:] != ("nv",)}
 
 
-def agree(found, wanted):
+def assert_agree(found, wanted):
     """Compare values, what is said of them, and their calendar."""
     assert set(found.variables) == set(wanted.variables)
     assert set(found.coords) == set(wanted.coords) or set(found.coords) < set(wanted.coords)
@@ -89,14 +89,14 @@ def test_files_to_stores_and_back(opened, tmp_path):
     assert opened["z"].attrs == ABOUT
     assert {name: opened["z"].encoding[name] for name in PACKED} == PACKED
     for found in every_way(opened, tmp_path):
-        agree(found, opened)
+        assert_agree(found, opened)
         assert {name: found["z"].encoding[name] for name in PACKED} == PACKED
 
 
 def test_a_store_that_grows(opened, tmp_path):
     dpipe.rechunk(opened.isel(time=slice(30)), tmp_path / "grown.zarr", chunks={"time": 12})
     dpipe.append_zarr(opened.isel(time=slice(30, None)), tmp_path / "grown.zarr")
-    agree(dpipe.open_zarr(tmp_path / "grown.zarr"), opened)
+    assert_agree(dpipe.open_zarr(tmp_path / "grown.zarr"), opened)
 
 
 def test_transformed_and_back(opened, tmp_path):
@@ -108,7 +108,7 @@ def test_transformed_and_back(opened, tmp_path):
     assert back.attrs == ABOUT
     assert dpipe.patterns(pca, z, sample_dims="time")["lat"].attrs == z["lat"].attrs
     for found in every_way(back.to_dataset(name="z"), tmp_path):
-        agree(found, back.to_dataset(name="z"))
+        assert_agree(found, back.to_dataset(name="z"))
         np.testing.assert_allclose(found["z"], z, atol=1e-9)
 
 
@@ -118,7 +118,7 @@ def test_a_map_of_clusters(opened, tmp_path):
     labels = dpipe.predict(model, z, sample_dims=("time", "lat", "lon")).to_dataset(name="cluster")
     assert labels["cluster"].attrs["grid_mapping"] == "crs"
     for found in every_way(labels, tmp_path):
-        agree(found, labels)
+        assert_agree(found, labels)
         assert found["cluster"].encoding["dtype"] == np.int32
 
 
@@ -132,7 +132,7 @@ def test_what_is_computed_is_not_packed_as_what_it_was_computed_of(opened, tmp_p
         "back": fields.unpatch(fields.patches(z, {"lat": 2, "lon": 3}), z),
     }
     for found in every_way(xr.Dataset(made), tmp_path):
-        agree(found, xr.Dataset(made))
+        assert_agree(found, xr.Dataset(made))
     assert all(each.attrs == ABOUT for each in made.values())
     pure = [
         fields.climatology(z, "month", statistic="count"),

@@ -25,10 +25,10 @@ def test_every_method_of_numpy(method):
 def test_frames_give_frames(q):
     frame = awkward_frame()[NUMBERS]
     found, expected = dpipe.quantile(in_blocks(frame), q), frame.quantile(q)
-    same = (
+    assert_same = (
         pd.testing.assert_series_equal if isinstance(expected, pd.Series) else pd.testing.assert_frame_equal
     )
-    same(found, expected, check_index_type=False)
+    assert_same(found, expected, check_index_type=False)
 
 
 def test_many_blocks_are_looked_at_in_part_first():

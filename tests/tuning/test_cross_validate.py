@@ -29,7 +29,7 @@ METRICS = ["r2", "neg_mean_squared_error", "neg_max_error"]
 MODEL = make_pipeline(StandardScaler(), Ridge(0.5))
 
 
-def same(found, wanted, tolerance=1e-9):
+def assert_same(found, wanted, tolerance=1e-9):
     names = {name for name in wanted if name.startswith("test_")}
     assert names == set(found) - {"estimator"}
     for name in names:
@@ -41,14 +41,14 @@ def same(found, wanted, tolerance=1e-9):
 )
 def test_several_metrics(scoring):
     wanted = cross_validate(MODEL, X, Y, cv=4, scoring=scoring)
-    same(dpipe.cross_validate(MODEL, DX, DY, cv=4, scoring=scoring), wanted)
+    assert_same(dpipe.cross_validate(MODEL, DX, DY, cv=4, scoring=scoring), wanted)
 
 
 def test_classes_and_the_fitted_estimators():
     scoring = ["accuracy", "neg_log_loss", "roc_auc"]
     wanted = cross_validate(GaussianNB(), X, LABELS, cv=3, scoring=scoring, return_estimator=True)
     found = dpipe.cross_validate(GaussianNB(), DX, DL, cv=3, scoring=scoring, return_estimator=True)
-    same(found, wanted)
+    assert_same(found, wanted)
     for mine, theirs in zip(found["estimator"], wanted["estimator"], strict=True):
         assert type(mine) is GaussianNB
         np.testing.assert_allclose(mine.theta_, theirs.theta_)
@@ -75,7 +75,7 @@ def with_weights(model, y, scoring, cv):
 def test_weights_count_in_fits_and_scores(model, y, scoring):
     values, lazy = {"Y": (Y, DY), "LABELS": (LABELS, DL)}[y]
     wanted = with_weights(sklearn.clone(model), values, scoring, 4)
-    same(dpipe.cross_validate(model, DX, lazy, DW, cv=4, scoring=scoring), wanted, 1e-6)
+    assert_same(dpipe.cross_validate(model, DX, lazy, DW, cv=4, scoring=scoring), wanted, 1e-6)
 
 
 def test_a_search_by_folds_takes_weights():
@@ -96,18 +96,18 @@ def test_pairs_of_rows_with_a_gap():
         for first in (0, 60, 150)
     ]
     wanted = cross_validate(MODEL, X, Y, cv=pairs, scoring=METRICS)
-    same(dpipe.cross_validate(MODEL, DX, DY, cv=pairs, scoring=METRICS), wanted)
+    assert_same(dpipe.cross_validate(MODEL, DX, DY, cv=pairs, scoring=METRICS), wanted)
     assert not np.allclose(
         wanted["test_r2"], cross_validate(MODEL, X, Y, cv=KFold(3), scoring=METRICS)["test_r2"]
     )
     frame = dd.from_pandas(pd.DataFrame(X, columns=list("abc")).assign(y=Y), npartitions=4)
     frame = frame[frame.a > -100]  # of unknown lengths
-    same(
+    assert_same(
         dpipe.cross_validate(MODEL, frame[["a", "b", "c"]], frame["y"], cv=iter(pairs), scoring=METRICS),
         wanted,
     )
     folds = PredefinedSplit(every % 3).split()
-    same(
+    assert_same(
         dpipe.cross_validate(MODEL, DX, DY, cv=folds),
         cross_validate(MODEL, X, Y, cv=PredefinedSplit(every % 3)),
     )
@@ -210,9 +210,9 @@ def test_folds_of_a_field_share_one_reading_and_a_record(tmp_path):
             LinearRegression(), opened, "y", cv=cv, workdir=tmp_path / "run", **options
         )
         wanted = dpipe.cross_validate(LinearRegression(), opened, "y", cv=cv, **options)
-        same(found, wanted)
+        assert_same(found, wanted)
         if cv is pairs:
-            same(found, with_dask)
+            assert_same(found, with_dask)
 
 
 def test_other_rows_are_not_taken_from_the_record(tmp_path):
@@ -222,7 +222,7 @@ def test_other_rows_are_not_taken_from_the_record(tmp_path):
     for numbers in (np.arange(240) % 3, np.arange(240) // 5 % 3):
         cv = list(PredefinedSplit(numbers).split())
         found = dpipe.cross_validate(Ridge(), rows, "y", cv=cv, workdir=tmp_path / "run")
-        same(found, cross_validate(Ridge(), X, Y, cv=cv))
+        assert_same(found, cross_validate(Ridge(), X, Y, cv=cv))
 
 
 def test_bad_input():

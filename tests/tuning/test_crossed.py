@@ -34,7 +34,7 @@ def lazy(y):
     return da.from_array(y, chunks=(DX.chunks[0],))
 
 
-def same(found, wanted, tolerance=1e-9):
+def assert_same(found, wanted, tolerance=1e-9):
     names = [name for name in wanted.cv_results_ if "test_score" in name]
     for name in names:
         np.testing.assert_allclose(
@@ -65,7 +65,7 @@ CASES = [
 def test_the_scores_are_those_of_grid_search(estimator, space, y, cv):
     wanted = GridSearchCV(estimator, space, cv=cv).fit(X, y)
     found = dpipe.search(estimator, space, DX, lazy(y), method="grid", cv=cv)
-    same(found, wanted)
+    assert_same(found, wanted)
     np.testing.assert_allclose(
         np.asarray(found.predict(X) == wanted.predict(X), dtype=float)
         if y is LABELS
@@ -80,14 +80,14 @@ def test_a_solver_that_reads_the_data_again_and_again():
     space = {"logisticregression__C": [0.01, 1.0]}
     wanted = GridSearchCV(model, space, cv=3, scoring="neg_log_loss").fit(X, LABELS)
     found = dpipe.search(model, space, DX, lazy(LABELS), method="grid", cv=3, scoring="neg_log_loss")
-    same(found, wanted, tolerance=1e-5)
+    assert_same(found, wanted, tolerance=1e-5)
 
 
 def test_drawn_candidates():
     space = {"alpha": scipy.stats.loguniform(1e-3, 1e3)}
     wanted = RandomizedSearchCV(Ridge(), space, n_iter=6, random_state=4).fit(X, TARGET)
     options = {"method": "random", "n_initial_parameters": 6, "random_state": 4}
-    same(dpipe.search(Ridge(), space, DX, lazy(TARGET), **options), wanted)
+    assert_same(dpipe.search(Ridge(), space, DX, lazy(TARGET), **options), wanted)
 
 
 def test_frames_keep_their_names_and_unknown_lengths_are_counted():
@@ -99,7 +99,7 @@ def test_frames_keep_their_names_and_unknown_lengths_are_counted():
     some = dd.from_pandas(frame.assign(target=TARGET), npartitions=3, sort=False)
     some = some.map_partitions(lambda block: block, meta=some._meta)
     found = dpipe.search(model, space, some, "target", method="grid", cv=3)
-    same(found, wanted)
+    assert_same(found, wanted)
     np.testing.assert_allclose(found.best_estimator_.predict(frame), wanted.predict(frame))
 
 
@@ -155,7 +155,7 @@ def test_a_candidate_that_the_data_does_not_suit_is_dropped(scaled):
         method="grid",
         cv=3,
     )
-    same(found, GridSearchCV(quadratic, space, cv=3).fit(twice, LABELS))
+    assert_same(found, GridSearchCV(quadratic, space, cv=3).fit(twice, LABELS))
     assert list(found.failed_) == [1]
     assert "not full rank" in found.failed_[1]
 

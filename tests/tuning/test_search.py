@@ -16,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.compose import make_column_transformer
 from sklearn.exceptions import FitFailedWarning
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
+from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier, SGDRegressor
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -546,3 +546,29 @@ def test_it_is_an_estimator(tmp_path):
     page = found.visualize(tmp_path / "brackets.html").read_text()
     assert "calls of partial_fit" in page
     assert "<script src=" not in page
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        (
+            dpipe.Search(
+                make_pipeline(StandardScaler(), SGDClassifier()),
+                {"sgdclassifier__alpha": [1e-4, 0.1]},
+                max_iter=9,
+            ),
+            "the whole search is on record",
+        ),
+        (dpipe.Search(Ridge(), {"alpha": [0.1, 1.0]}, method="grid", cv=3), "pass 1 on record"),
+    ],
+    ids=["brackets", "folds"],
+)
+def test_the_plan_of_a_pipeline_says_what_is_on_record_of_it(search, says, tmp_path):
+    pipe = dpipe.Pipeline("searched", workdir=tmp_path)
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(label=Y)
+    pipe.train(search, pipe.collect(dd.from_pandas(frame, npartitions=4, sort=False)), target="label")
+    with raise_if_computes():
+        assert "on record" not in str(pipe.plan())
+    pipe.run(progress=False)
+    with raise_if_computes():
+        assert says in str(pipe.plan())

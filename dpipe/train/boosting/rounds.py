@@ -30,6 +30,7 @@ from dpipe.train.boosting import lgbm, xgb
 from dpipe.train.boosting.batches import Batches, Kept
 from dpipe.train.boosting.libraries import imported
 from dpipe.train.boosting.progress import GroupBroken, Model, Progress, Recorder, RoundPages
+from dpipe.train.boosting.stuck import ended, renew_worker
 
 _CACHE = "dpipe-boosting-"
 
@@ -108,7 +109,7 @@ def learn(task: Task, shares: Sequence[Share], known: Known, wanted: Callable[[]
     shares : sequence of Share
     known : Known
     wanted : callable
-        Tells, before each round, whether to go on.
+        Tells whether to go on: before each round, and while learners wait for each other.
 
     Returns
     -------
@@ -158,12 +159,13 @@ def _together(task: Task, shares: Sequence[Share], known: Known, learners: Seque
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    wanted = learners[0].wanted
+    if not ended(threads, lambda: bool(failed) or not wanted()):
+        renew_worker(threads, group.timeout_s)
     for _, err in sorted(failed.items()):
         if not isinstance(err, GroupBroken):
             raise err
-    if failed:
+    if len(found) < len(shares):
         return max((each.recorder.last for each in learners), key=lambda progress: progress.n_rounds)
     # all have the same trees, and one process sends them
     return found[0] if group.first == 0 else Progress(n_rounds=found[0].n_rounds, finished=True)

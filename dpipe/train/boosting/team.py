@@ -247,7 +247,8 @@ class _Team:
         hosts = hosted(len(self.parts), self._hosts())
         first, token = next(iter(hosts)), uuid.uuid4().hex
         self._lost = set()
-        arguments = self._ask(first, _open_tracker, token, len(self.parts), get_address_host(first))
+        tracker = get_address_host(first)
+        arguments = self._ask([first], _open_tracker, token, len(self.parts), tracker).get(first)
         if not isinstance(arguments, Mapping):
             self._lose({first})
             return []
@@ -258,6 +259,7 @@ class _Team:
             own = [self.parts[rank] for rank in ranks]
             futures[host] = self.client.submit(
                 _learn,
+                token,
                 task,
                 [each.train for each in own],
                 [each.held_out for each in own],
@@ -271,7 +273,7 @@ class _Team:
             self._until_one_ends(futures)
         finally:
             # who waits for a learner that will not come is told so
-            self._ask(first, _close_tracker, token)
+            self._ask([host for host in hosts if host not in self._lost], _give_up, token)
         try:
             return self._results(futures)
         finally:
@@ -285,12 +287,14 @@ class _Team:
             found = _addresses(self.client)
         return [each for each in found if each not in self._avoided] or found
 
-    def _ask(self, host: str, function: Any, *arguments: Any) -> Any:
-        """Call a function on a worker, beside its tasks; None if it is lost."""
+    def _ask(self, hosts: Sequence[str], function: Any, *arguments: Any) -> Mapping[str, Any]:
+        """Call a function on workers, beside their tasks; nothing comes from those that are lost."""
         with contextlib.suppress(OSError, KeyError, ValueError):
-            found = self.client.run(function, *arguments, workers=[host], on_error="return")
-            return found.get(host)
-        return None
+            found: Mapping[str, Any] = self.client.run(
+                function, *arguments, workers=list(hosts), on_error="return"
+            )
+            return found
+        return {}
 
     def _until_one_ends(self, futures: Mapping[str, Future[Any]]) -> None:
         """Wait until all learners have ended, or one in another way than the others will."""
@@ -344,19 +348,26 @@ def _has_ended(future: Future[Any]) -> bool:
 
 
 def _learn(
-    task: Task, train: Sequence[Sequence[Kept]], held_out: Sequence[Sequence[Kept]], known: Known
+    token: str, task: Task, train: Sequence[Sequence[Kept]], held_out: Sequence[Sequence[Kept]], known: Known
 ) -> Progress:
     """Learn the shares of this worker, as long as somebody waits for it."""
     worker = get_worker()
     key = worker.get_current_task()
+    given_up = threading.Event()
+    _given_up[token, key] = given_up
 
     def wanted() -> bool:
         state = worker.state.tasks.get(key)
-        return state is not None and state.state == "executing"
+        return not given_up.is_set() and state is not None and state.state == "executing"
 
-    return learn(task, list(map(Share, train, held_out)), known, wanted)
+    try:
+        return learn(task, list(map(Share, train, held_out)), known, wanted)
+    finally:
+        del _given_up[token, key]
 
 
+#: For each group and task that this process learns in, whether the group is broken.
+_given_up: dict[tuple[str, Any], threading.Event] = {}
 _trackers: dict[str, Any] = {}
 _trackers_lock = threading.Lock()
 
@@ -369,7 +380,10 @@ def _open_tracker(token: str, n: int, host: str) -> dict[str, Any]:
     return arguments
 
 
-def _close_tracker(token: str) -> None:
+def _give_up(token: str) -> None:
+    for (group, _), event in list(_given_up.items()):
+        if group == token:
+            event.set()
     with _trackers_lock:
         stack = _trackers.pop(token, None)
     if stack is not None:
