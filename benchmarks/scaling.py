@@ -1,7 +1,7 @@
 """How far a run scales: the driver's cost of a block, measured, and what it means for 10 to 1,000 workers.
 
 `python -m benchmarks.scaling` does three things. It fits a scaler on blocks that only sleep, with 1 to 64 threads
-in processes of up to 8, and measures the processor time that scheduler and client take for each block. From that it
+in processes of up to 16, and measures the processor time that scheduler and client take for each block. From that it
 tells how long a block must take to keep so many workers busy, and compares the prediction with the seconds that passed.
 Then it fits a real model on 1 and 2 workers of this machine.
 """
@@ -29,7 +29,7 @@ from benchmarks.made_table import LABEL, made_table
 from dpipe.sizes import format_bytes, format_seconds
 
 #: Threads of one worker process.
-THREADS = 8
+THREADS = 16
 #: The share of its time that a worker should work, where a size is given for it.
 BUSY = 0.9
 

@@ -27,6 +27,8 @@ from dpipe.errors import DpipeError
 from dpipe.sizes import format_bytes
 
 _ALIGNMENT = 64
+#: Names the folder of a node whose disk is another one than the driver thinks; workers of a job have it.
+NODE_VARIABLE = "DPIPE_SCRATCH"
 
 
 class _File:
@@ -76,7 +78,13 @@ _files: "weakref.WeakValueDictionary[tuple[str, str], _File]" = weakref.WeakValu
 _files_lock = threading.Lock()
 
 
+def on_this_node(folder: str) -> str:
+    """Give the folder for scratch of this node, where it has one of its own; else the one that the driver named."""
+    return os.environ.get(NODE_VARIABLE) or folder
+
+
 def _file_of(folder: str, token: str) -> _File:
+    folder = on_this_node(folder)
     with _files_lock:
         found = _files.get((folder, token))
         if found is None:

@@ -21,6 +21,7 @@ from dpipe.cluster.submission import (
     CONTINUES,
     FAILED,
     FINISHED,
+    HOME_VARIABLE,
     RUNNING,
     Submission,
     read_submission,
@@ -139,4 +140,5 @@ def _hand_over(submission: Submission, child: "subprocess.Popen[bytes]") -> int:
 
 if __name__ == "__main__":
     # what happened before this line, the import of everything, has taken some of the job's time, too
+    os.environ[HOME_VARIABLE] = str(Path(sys.argv[1]).parent.parent)  # not all queues hand on the environment
     sys.exit(drive(Path(sys.argv[1]), time.monotonic() - time.process_time()))

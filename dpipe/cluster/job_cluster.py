@@ -208,8 +208,8 @@ def _keeping(cluster: KeptCluster, keeper: Keeper) -> Iterator[None]:
     try:
         yield
     finally:
-        watching.cancel()
         asyncio.run_coroutine_threadsafe(keeper.close(), loop).result()
+        watching.cancel()
 
 
 def _wait_for_worker(cluster: KeptCluster, keeper: Keeper, say: Callable[[str], None]) -> None:

@@ -70,9 +70,12 @@ class Job:
 
     name: str
     number: str
+    submitted_at: float = field(default_factory=time.monotonic)
     state: JobState = field(default_factory=lambda: JobState(WAITING))
     running_since: float | None = None
     registered_at: float | None = None
+    n_missing: int = 0
+    """How often in a row the queue did not know it."""
     leaving: bool = False
     """Whether it was asked to go."""
 
@@ -95,6 +98,9 @@ class Keeper:
     limits: after `spec.attempts` jobs in a row of which no worker has reported, and after as many losses for each job
     within a minute of its start. Then nothing more is submitted, and when no worker is left, `failure` is set and
     whoever waits for a result is given it as an error.
+
+    Before the wall time of a job another one is submitted, as much earlier as twice what the last one took to start:
+    workers that leave have somebody to give to what they hold.
     """
 
     def __init__(self, spec: Specification, scheduler: Any, launcher: Launcher, every_s: float) -> None:
@@ -106,6 +112,9 @@ class Keeper:
         self._stopped = ""
         self._n_submitted = self._n_unborn = self._n_short = self._n_shrink = 0
         self._unanswered = 0
+        self._looking, self._closed = asyncio.Lock(), False
+        self._start_s = 0.0
+        """What the last job took from its submission until its workers were there."""
 
     @property
     def waiting(self) -> str:
@@ -116,10 +125,11 @@ class Keeper:
         return f"{counted(len(self.jobs), 'job')} in the queue: {', '.join(reasons) or 'not started yet'}"
 
     async def keep(self) -> None:
-        """Look at the queue again and again, until cancelled."""
-        while True:
+        """Look at the queue again and again, until closed."""
+        while not self._closed:
             try:
-                await self.look()
+                async with self._looking:
+                    await self.look()
                 self._unanswered = 0
             except ClusterError as err:
                 # a queue that is too busy to answer has not lost any job
@@ -151,6 +161,7 @@ class Keeper:
         for job in self.jobs:
             if job.registered_at is None and self._workers_of(job):
                 job.registered_at = time.monotonic()
+                self._start_s = job.registered_at - job.submitted_at
                 self._n_unborn = 0
 
     def _workers_of(self, job: Job) -> list[Any]:
@@ -169,7 +180,12 @@ class Keeper:
             await self.launcher.cancel([job.number])
             await self._gone(job, f"the queue will never start it: {job.state.reason}")
         elif job.state.phase == ENDED:
-            await self._gone(job, job.state.reason)
+            # a queue may know a job only some time after it was submitted: silence must be heard twice
+            job.n_missing += 1
+            if job.state.reason or job.n_missing > 1:
+                await self._gone(job, job.state.reason)
+            return
+        job.n_missing = 0
 
     async def _gone(self, job: Job, reason: str) -> None:
         """Take a job off the list, and its workers off the scheduler: they may have had no time to say so."""
@@ -180,7 +196,7 @@ class Keeper:
                 worker.address, stimulus_id="dpipe-keeper", expected=True, close=False
             )
         lived = 0.0 if job.registered_at is None else time.monotonic() - job.registered_at
-        if job.leaving or self._time_was_up(lived):
+        if job.leaving or (job.registered_at is not None and self._time_left(job) < self.every_s):
             return
         said = self._why(job, reason)
         self.lost.append(said)
@@ -192,11 +208,12 @@ class Keeper:
             self._n_short += 1
         self._judge(said)
 
-    def _time_was_up(self, lived: float) -> bool:
-        if self.spec.walltime_s is None:
-            return False
+    def _time_left(self, job: Job) -> float:
+        """Give the seconds until the first of a job's workers may leave."""
+        if self.spec.walltime_s is None or job.running_since is None:
+            return math.inf
         after, stagger = lifetime(self.spec.walltime_s)
-        return lived > after - stagger - self.every_s
+        return job.running_since + after - stagger - time.monotonic()
 
     def _why(self, job: Job, reason: str) -> str:
         state = f" ({reason})" if reason else ""
@@ -213,7 +230,7 @@ class Keeper:
         elif self._n_short >= self.spec.attempts * n_jobs:
             count = f"{self._n_short} jobs were lost within {SOUND_S:g} s of their start"
         else:
-            logger.warning("%s It is replaced.", said)
+            logger.warning("%s Another is submitted.", said)
             return
         hint = next((hint for sign, hint in _HINTS if sign in said), "")
         self._stopped = (
@@ -223,13 +240,19 @@ class Keeper:
 
     async def _resize(self) -> None:
         wanted = math.ceil(self._wanted_workers() / self.spec.per_job)
-        staying = [job for job in self.jobs if not job.leaving]
+        staying = [job for job in self.jobs if not job.leaving and not self._has_successor(job)]
         for _ in range(wanted - len(staying)):
             if not await self._submit():
                 return
         self._n_shrink = self._n_shrink + 1 if len(staying) > wanted else 0
         if self._n_shrink >= _LOOKS_TO_SHRINK:
             await self._shrink(staying, len(staying) - wanted)
+
+    def _has_successor(self, job: Job) -> bool:
+        """Whether workers of a job leave so soon that others must be on their way: what they hold goes to those."""
+        if self.spec.walltime_s is None or job.registered_at is None:
+            return False
+        return self._time_left(job) < min(2 * self._start_s + self.every_s, self.spec.walltime_s / 2)
 
     def _wanted_workers(self) -> int:
         low, high = self.spec.n_workers
@@ -273,8 +296,10 @@ class Keeper:
                     self.scheduler.report(found, client=name)
 
     async def close(self) -> None:
-        """End all jobs."""
-        numbers = [job.number for job in self.jobs]
+        """End all jobs; one that is being submitted just now, too."""
+        self._closed = True
+        async with self._looking:
+            numbers = [job.number for job in self.jobs]
         self.jobs.clear()
         if numbers:
             await self.launcher.cancel(numbers)

@@ -21,6 +21,7 @@ from distributed.client import default_client
 from distributed.comm import CommClosedError
 
 from dpipe.blocks.heap import give_back
+from dpipe.cluster.node import share
 from dpipe.cluster.specification import Specification
 from dpipe.cluster.workers import workers_of
 from dpipe.errors import ClusterError, InputError
@@ -103,7 +104,9 @@ def _place_to_be(spec: Specification, memory: int | None) -> Place:
     n, near = spec.n_workers[1], spec.kind == "local"
     if spec.threads:
         return Place(None, 1, spec.cores * n, memory, psutil.Process().memory_info().rss)
-    budget = spec.memory_nbytes if memory is None else memory // n if near else memory
+    budget = memory // n if near and memory is not None else memory
+    if budget is None and spec.memory_nbytes is not None:
+        budget = spec.memory_nbytes if near else share(spec.memory_nbytes * spec.per_job, spec.per_job)
     return Place(None, n, spec.cores, budget, WORKER_RESERVED_NBYTES, near=near)
 
 

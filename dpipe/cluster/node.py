@@ -7,16 +7,20 @@ triple the memory of the process that watches over the workers.
 """
 
 import os
+import random
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dask
 import psutil
 from dask.utils import format_bytes, parse_bytes
 
 MIB = 2**20
+_LEAVE_VARIABLE = "DPIPE_LEAVE_AT"
 _ROOT = Path("/sys/fs/cgroup")
 #: Limits beyond this are none: the first version of control groups writes "no limit" as a very large number.
 _NO_LIMIT = 2**60
@@ -117,13 +121,17 @@ def with_memory(arguments: Sequence[str], limit_nbytes: int) -> list[str]:
     """
     n = int(option(arguments, "--nworkers") or 1)
     asked = parse_bytes(option(arguments, "--memory-limit") or limit_nbytes)
-    room = min(limit_nbytes, n * asked)
-    own = NANNY_NBYTES if room > 4 * NANNY_NBYTES else room // 4
     changed = list(arguments)
     if "--memory-limit" not in changed:
         changed += ["--memory-limit", ""]
-    changed[changed.index("--memory-limit") + 1] = str((room - own) // n)
+    changed[changed.index("--memory-limit") + 1] = str(share(min(limit_nbytes, n * asked), n))
     return changed
+
+
+def share(room_nbytes: int, n_workers: int) -> int:
+    """Give the memory of each worker of a job that has so much in all: some is for the process that watches them."""
+    own = NANNY_NBYTES if room_nbytes > 4 * NANNY_NBYTES else room_nbytes // 4
+    return (room_nbytes - own) // n_workers
 
 
 def scratch_room(folder: str, n_workers: int) -> int:
@@ -148,6 +156,48 @@ def scratch_room(folder: str, n_workers: int) -> int:
         ) from err
 
 
+def leaving_at(arguments: Sequence[str], job_started: float) -> tuple[list[str], float | None]:
+    """Make of a lifetime, which would begin when a worker is there, the time of day at which the workers leave.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Command line, perhaps with ``--lifetime`` and ``--lifetime-stagger``, in seconds.
+    job_started : float
+        When the job began, in seconds since 1970: its wall time counts from there, however long imports take.
+
+    Returns
+    -------
+    arguments : list of str
+        Without those options.
+    time : float or None
+        None if workers stay.
+
+    Examples
+    --------
+    >>> leaving_at(["--lifetime", "90s", "--lifetime-stagger", "0s", "--nanny"], 1000.0)
+    (['--nanny'], 1090.0)
+    """
+    changed, found = list(arguments), {}
+    for name in ("--lifetime", "--lifetime-stagger"):
+        if name in changed:
+            at = changed.index(name)
+            found[name] = float(changed[at + 1].rstrip("s"))
+            del changed[at : at + 2]
+    if "--lifetime" not in found:
+        return changed, None
+    stagger = found.get("--lifetime-stagger", 0.0)
+    return changed, job_started + found["--lifetime"] + random.uniform(-stagger, stagger)
+
+
+def dask_setup(worker: Any) -> None:
+    """Let a worker leave in time: called by Dask in its process, which has this file as a preload."""
+    end = float(os.environ[_LEAVE_VARIABLE])
+    worker.io_loop.call_later(
+        max(end - time.time(), 0.0), worker.close_gracefully, reason="worker-lifetime-reached"
+    )
+
+
 def main(arguments: Sequence[str]) -> None:
     """Start the workers; come back when they have ended."""
     from distributed.cli.dask_worker import main as dask_worker
@@ -155,9 +205,16 @@ def main(arguments: Sequence[str]) -> None:
     sys.path.insert(
         0, os.getcwd()
     )  # as `python -m` does; the processes of the workers are given the same path
-    given = with_memory(arguments, enforced_nbytes())
+    # the parent of this process is the shell of the job
+    rest, end = leaving_at(arguments, psutil.Process(os.getppid()).create_time())
+    if end is not None:
+        os.environ[_LEAVE_VARIABLE] = str(end)
+        rest += ["--preload", os.path.abspath(__file__)]
+    given = with_memory(rest, enforced_nbytes())
     n = int(option(given, "--nworkers") or 1)
     room = scratch_room(option(given, "--local-directory") or ".", n)
+    if "--local-directory" in given:  # the scratch of dpipe itself goes there, too
+        os.environ["DPIPE_SCRATCH"] = os.path.abspath(option(given, "--local-directory") or ".")
     # the processes of the workers are given this configuration
     dask.config.set({"distributed.worker.memory.max-spill": room})
     limit = int(option(given, "--memory-limit") or 0)

@@ -236,14 +236,14 @@ def seconds(value: Any) -> int:
     Raises
     ------
     ValueError
-        If it is none of them, or less than ten seconds.
+        If it is none of them, or less than a minute, which queues do not count.
 
     Examples
     --------
     >>> seconds("1-02:00:00"), seconds("00:10:00"), seconds("30 min"), seconds(90)
     (93600, 600, 1800, 90)
     """
-    wrong = 'it must be a duration of at least 10 s, such as "02:00:00", "1-12:00:00" or "30 min"'
+    wrong = 'it must be a duration of at least 60 s, such as "02:00:00", "1-12:00:00" or "30 min"'
     text = str(value).strip()
     clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))", text)
     try:
@@ -257,7 +257,7 @@ def seconds(value: Any) -> int:
             total = int(parse_timedelta(value if isinstance(value, int) else text, default="s"))
     except (ValueError, KeyError, TypeError) as err:
         raise ValueError(wrong) from err
-    if total < 10:
+    if total < 60:
         raise ValueError(wrong)
     return total
 

@@ -1,13 +1,15 @@
 """What a node lets its workers have: memory by control groups and SLURM, room on the disk."""
 
+import inspect
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from dpipe.blocks.scratch import NODE_VARIABLE, on_this_node
 from dpipe.cluster import node, probe
-from dpipe.cluster.node import MIB, enforced_nbytes, scratch_room, with_memory
+from dpipe.cluster.node import MIB, enforced_nbytes, leaving_at, scratch_room, with_memory
 
 ALL = psutil.virtual_memory().total
 
@@ -62,11 +64,27 @@ def test_workers_get_no_more_than_the_system_enforces():
     assert with_memory(["tls://a:1"], 1100 * MIB)[-2:] == ["--memory-limit", str(1000 * MIB)]
 
 
+def test_workers_leave_by_the_time_of_their_job():
+    given = ["tls://a:1", "--lifetime", "540s", "--lifetime-stagger", "20s", "--nanny"]
+    rest, end = leaving_at(given, 1000.0)
+    assert rest == ["tls://a:1", "--nanny"]
+    assert end is not None
+    assert 1520 <= end <= 1560
+    assert leaving_at(rest, 1000.0) == (rest, None)
+
+
 def test_scratch_that_cannot_be_used_is_named(tmp_path):
     assert 0 < scratch_room(f"{tmp_path}/new", 2) < scratch_room(f"{tmp_path}/new", 1)
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=f"scratch folder {tmp_path}/file/x on node .* key 'scratch'"):
         scratch_room(f"{tmp_path}/file/x", 1)
+
+
+def test_scratch_of_a_node_is_where_its_job_says(tmp_path, monkeypatch):
+    assert on_this_node("/driver/says") == "/driver/says"
+    monkeypatch.setenv(NODE_VARIABLE, str(tmp_path))
+    assert on_this_node("/driver/says") == str(tmp_path)
+    assert f'"{NODE_VARIABLE}"' in inspect.getsource(node.main)
 
 
 def test_what_is_copied_to_nodes_does_without_dpipe(tmp_path):

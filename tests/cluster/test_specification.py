@@ -57,7 +57,7 @@ def test_a_file_is_read_as_plain_values(tmp_path):
             "kind: slurm\nmemory: 1 GiB\nwalltime: soon",
             "Key 'walltime' of .* is 'soon'; it must be a duration",
         ),
-        ("kind: slurm\nmemory: 1 GiB\nwalltime: 5", "at least 10 s"),
+        ("kind: slurm\nmemory: 1 GiB\nwalltime: 50", "at least 60 s"),
         ("kind: slurm\nmemory: 1 GiB\nqueue: a b", "Key 'queue' of .* one word"),
         ("kind: slurm\nmemory: 1 GiB\nscratch: $(touch x)", "Key 'scratch' of .* shell commands"),
         ("kind: slurm\nmemory: 1 GiB\ndirectives: --exclusive", "Key 'directives' of .* a list of lines"),

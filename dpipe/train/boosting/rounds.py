@@ -21,6 +21,7 @@ from distributed import get_worker
 
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import Tally
+from dpipe.blocks.scratch import on_this_node
 from dpipe.families.boosting import Footprint, Start, check_room, is_ranker, library_of, rounds_of
 from dpipe.families.program import Known, ProgramPass, known_meta
 from dpipe.families.registry import Estimator
@@ -176,7 +177,11 @@ def _trained(task: Task, share: Share, known: Known, learner: _Learner) -> Progr
     assert fit is not None
     ranks = is_ranker(job.estimator)
     train, watched = (Batches(each, grouped=ranks, width=task.width) for each in share)
-    with cache_folder(job.step.scratch or "") if learner.cached else contextlib.nullcontext() as folder:
+    with (
+        cache_folder(on_this_node(job.step.scratch or ""))
+        if learner.cached
+        else contextlib.nullcontext() as folder
+    ):
         make = xgb.XGBoostModel if library_of(job.estimator) == "xgboost" else lgbm.LightGBMModel
         model = make(
             job.estimator,
