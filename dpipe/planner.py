@@ -12,7 +12,7 @@ from typing import Any
 from dpipe.blocks.statistics import RowCount
 from dpipe.errors import MemoryLimitError
 from dpipe.families import boosting
-from dpipe.families.by_size import chosen_by_size, reasons, state_nbytes
+from dpipe.families.by_size import chosen_by_size, reasons, run_length, state_nbytes
 from dpipe.families.compose import Fit, Walk, final_fit
 from dpipe.families.epochs import Epochs
 from dpipe.families.expression import (
@@ -23,11 +23,11 @@ from dpipe.families.expression import (
     Output,
     Raw,
     Stack,
-    is_matrix,
     needed_columns,
     needed_fits,
 )
 from dpipe.families.gradient import learner_nbytes
+from dpipe.families.keeping import NOTHING_KEPT, Kept, with_kept
 from dpipe.families.program import Derived, Finish, ProgramPass, kept_values, values_of
 from dpipe.families.registry import Weighted
 from dpipe.plan_record import PassPlan, Plan
@@ -93,6 +93,8 @@ class Resources:
     """Bytes of memory that are free where the run takes place; None if that cannot be seen from here."""
     shares: int = 1
     """Into how many shares the rows are dealt that a boosted model learns."""
+    may_hold: bool = False
+    """Whether blocks may stay in memory between readings: of this process, where all of them are read."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def make_program(walk: Walk, shape: DataShape, resources: Resources, *, epochs: 
         elif not attempt.collects and not attempt.refines:
             attempt = _Pass(walk, frozenset(done), started).streamed()
         step = attempt.made(shape)
-        step, attempt.scratch = _with_scratch(step, walk, shape, resources, seen.n)
+        step, attempt.kept = _with_kept(step, walk, shape, resources, seen)
         passes.append(step)
         records.append(_record(number, step, attempt, walk, shape, resources, fitted_in, seen))
         done |= attempt.finished
@@ -171,7 +173,7 @@ class _Pass:
         self.learner: Fit | None = None
         self.refines: list[Fit] = []
         self.lengths_known = True
-        self.scratch = _NO_SCRATCH
+        self.kept = NOTHING_KEPT
 
     def filled(self, *, no_data: bool = False) -> "_Pass":
         """Take every fit that can be finished in this pass."""
@@ -256,7 +258,7 @@ class _Pass:
             columns = tuple(sorted(frozenset().union(*(found for found in needed if found is not None))))
         if columns == tuple(range(len(shape.names))):
             columns = None
-        return replace(step, columns=columns, every=self._every(shape))
+        return _with_runs(replace(step, columns=columns, every=self._every(shape)), shape)
 
     def _every(self, shape: DataShape) -> int:
         """Read some of the blocks only where a sample is all that is collected."""
@@ -264,6 +266,18 @@ class _Pass:
         if not only_samples or not self.collects or self.refines or shape.n_rows is None:
             return 1
         return _SAMPLE_EVERY if len(shape.rows) >= _SAMPLE_EVERY * _FEWEST_SAMPLED else 1
+
+
+def _with_runs(step: ProgramPass, shape: DataShape) -> ProgramPass:
+    """Choose how large states are added up and merged."""
+    rows = shape.block_rows
+    nbytes = None if rows is None else rows * sum(shape.row_nbytes)
+    chained = any(fit.way.footprint is not None for fit in _fits_of(step))
+    return replace(step, run=run_length(step.refines, len(shape.rows), nbytes), chained=chained)
+
+
+def _fits_of(step: ProgramPass) -> list[Fit]:
+    return [*step.refines, *(finish.fit for finish in step.finishes)]
 
 
 def needs_places(walk: Walk) -> bool:
@@ -283,48 +297,18 @@ _SAMPLE_EVERY, _FEWEST_SAMPLED = 4, 4
 _STARTED = ("stream", "refine", "boost")
 
 
-@dataclass(frozen=True)
-class _Scratch:
-    """What a pass keeps on disk, and why or why not."""
-
-    says: str = ""
-    nbytes: int | None = None
-
-
-_NO_SCRATCH = _Scratch()
-
-
-def _with_scratch(
-    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, epochs: int
-) -> tuple[ProgramPass, _Scratch]:
-    """Keep the transformed blocks on disk where that is cheaper than to decode and transform them again."""
-    values = kept_values(step)
+def _with_kept(
+    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, epochs: Epochs
+) -> tuple[ProgramPass, Kept]:
+    """Keep the transformed blocks where that is cheaper than to decode and transform them again."""
     if step.learner is not None and step.learner.way.kind == "boost":
-        width = sum(_width(value, walk, shape) for value in values)
-        says, nbytes = boosting.scratch(step.learner.estimator, shape, width, resources)
-        return replace(step, scratch=resources.scratch), _Scratch(says, nbytes)
-    if _readings(step, epochs)[1] <= 2 or not resources.scratch or not values:
-        return step, _NO_SCRATCH
-    inputs = [fit.meta for fit in step.refines] + ([step.learner.meta] if step.learner is not None else [])
-    # texts and records stay where they are
-    if not all(map(is_matrix, values)) or not all(meta.is_numeric for meta in inputs):
-        return step, _NO_SCRATCH
-    if shape.in_memory and all(isinstance(value, Raw) for value in values):
-        return step, _NO_SCRATCH
-    rows, nbytes = shape.n_rows, None
-    if rows is not None:
-        per_row = sum(12.0 * _width(value, walk, shape) for value in values) + shape.target_nbytes
-        nbytes = int(rows * per_row)
-    free = resources.scratch_free
-    if nbytes is not None and free is not None and nbytes > 0.9 * free:
-        return step, _Scratch(
-            f"no scratch: up to {format_bytes(nbytes)} are needed, and {format_bytes(free)} are free in "
-            f"{resources.scratch}; each reading decodes the blocks again. Set TMPDIR to a larger folder."
-        )
-    size = "blocks of unknown size" if nbytes is None else f"up to {format_bytes(nbytes)}"
-    room = "" if free is None else f" ({format_bytes(free)} free)"
-    says = f"scratch: transformed blocks are kept, {size} in {resources.scratch}{room}"
-    return replace(step, scratch=resources.scratch), _Scratch(says, nbytes)
+        width = sum(_width(value, walk, shape) for value in kept_values(step))
+        kept = Kept(*boosting.scratch(step.learner.estimator, shape, width, resources))
+        return replace(step, scratch=resources.scratch), kept
+    if _readings(step, epochs.n)[1] <= 2:
+        return step, NOTHING_KEPT
+    widths = [_width(value, walk, shape) for value in kept_values(step)]
+    return with_kept(step, widths, shape, resources, _projected(step, walk, shape, resources, epochs))
 
 
 def _readings(step: ProgramPass, epochs: int) -> tuple[int, int]:
@@ -358,8 +342,7 @@ def _record(
     fitted_in: dict[int, int],
     epochs: Epochs,
 ) -> PassPlan:
-    positions = range(len(shape.names)) if step.columns is None else step.columns
-    per_row = sum(shape.row_nbytes[j] for j in positions) + shape.target_nbytes
+    positions, per_row = _positions_read(step, shape), _nbytes_read(step, shape)
     times, most = _readings(step, epochs.n)
     stops = epochs.validation is not None and step.learner is final_fit(walk)
     times = epochs.least if stops else times
@@ -386,13 +369,22 @@ def _record(
         n_blocks=len(shape.rows[step.sampled]),
         epochs=times,
         most_epochs=most,
-        scratch=attempt.scratch.says,
-        scratch_nbytes=attempt.scratch.nbytes,
+        scratch=attempt.kept.says,
+        scratch_nbytes=attempt.kept.nbytes,
         order=() if step.learner is None else epochs.says(shape.rows, resources.window, stops=stops),
         rows=None if rows is None else rows * times,
         nbytes=None if rows is None else rows * per_row * times,
-        projected_nbytes=_projected(step, walk, shape, resources, per_row, epochs),
+        projected_nbytes=attempt.kept.beside(_projected(step, walk, shape, resources, epochs)),
     )
+
+
+def _positions_read(step: ProgramPass, shape: DataShape) -> Sequence[int]:
+    return range(len(shape.names)) if step.columns is None else step.columns
+
+
+def _nbytes_read(step: ProgramPass, shape: DataShape) -> int:
+    """Decoded bytes of what is read of a row."""
+    return sum(shape.row_nbytes[j] for j in _positions_read(step, shape)) + shape.target_nbytes
 
 
 def _way(step: ProgramPass, epochs: Epochs) -> str:
@@ -463,10 +455,10 @@ def _why(
 
 
 def _projected(
-    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, per_row: int, epochs: Epochs
+    step: ProgramPass, walk: Walk, shape: DataShape, resources: Resources, epochs: Epochs
 ) -> int | None:
     """Bytes of one worker at the worst: what its blocks decode to, and what is made of them."""
-    rows = shape.block_rows
+    rows, per_row = shape.block_rows, _nbytes_read(step, shape)
     if rows is None:
         return None
     values: set[Expression] = set().union(*map(_parts, values_of(step)))
@@ -483,8 +475,8 @@ def _projected(
         held += learner * (1 + (epochs.average or 0))
     made = sum(_own_nbytes(expression, walk, shape) for expression in values)
     read = max(per_row, shape.hidden_row_nbytes) * shape.overhead
-    fits = [*step.refines, *(finish.fit for finish in step.finishes)]
-    held += state_nbytes(fits, n_states_held(len(shape.rows), resources.threads))
+    n_states = -(-len(shape.rows) // step.run)
+    held += state_nbytes(_fits_of(step), n_states_held(n_states, resources.threads))
     return int(resources.reserved + max(resources.threads * rows * (read + made) + held, trained))
 
 

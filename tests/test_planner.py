@@ -6,7 +6,7 @@ import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.impute import KNNImputer, SimpleImputer
-from sklearn.linear_model import LassoCV, LinearRegression, SGDClassifier
+from sklearn.linear_model import LassoCV, LinearRegression, LogisticRegression, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, Normalizer, OneHotEncoder, StandardScaler
@@ -144,3 +144,20 @@ def test_places_of_rows_wait_for_a_pass_that_counts_blocks_of_unknown_length():
     alone = plan(LassoCV(cv=3), rows=(None, None))
     assert alone.n_passes == 2
     assert alone.passes[0].collects[0].startswith("RowCount of ")
+
+
+def test_blocks_are_held_in_memory_where_the_budget_leaves_room():
+    settings = {"scratch": "/scratch", "scratch_free": 2**30, "available": 2**30}
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    rows, nbytes = (1000,) * 10, 10_000 * (2 * 12 + 8)
+
+    def last(**more):
+        return plan(model, rows=rows, **settings, **more).passes[-1]
+
+    kept = last()
+    assert kept.scratch.startswith("scratch: transformed blocks are kept, up to 312.50 kiB in /scratch")
+    peak = kept.projected_nbytes
+    for held in (last(may_hold=True), last(may_hold=True, memory=peak + nbytes)):
+        assert held.scratch == "transformed blocks are held in memory, up to 312.50 kiB"
+        assert (held.scratch_nbytes, held.projected_nbytes) == (None, peak + nbytes)
+    assert last(may_hold=True, memory=peak + nbytes - 1) == kept

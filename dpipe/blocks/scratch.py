@@ -173,6 +173,27 @@ class ScratchBlock:
         return ScratchBlock.write, (self.file.folder, self.token, dict(rows.values or {}), rows)
 
 
+@dataclass(frozen=True)
+class HeldBlock:
+    """The values of one block in memory, where there is room for all of them: under the methods of `ScratchBlock`."""
+
+    values: Mapping[Any, Block]
+    y: np.ndarray | None
+    w: np.ndarray | None
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Let nobody write to what later readings will read."""
+        for array in (*self.values.values(), self.y, self.w):
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+
+    def rows(self) -> Rows:
+        """Give the block, for reading only."""
+        X = next(iter(self.values.values()), np.empty((0, 0)))
+        return Rows(X, self.y, self.w, values=self.values)
+
+
 def _taken_apart(value: Block) -> tuple[list[np.ndarray], Callable[..., Block]]:
     """Give the arrays that a value is made of, and what makes it of them again."""
     if isinstance(value, SideBySide):

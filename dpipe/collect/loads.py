@@ -19,7 +19,7 @@ from dask.task_spec import DataNode, GraphNode, Task
 from dpipe.blocks.flows import tell_again
 from dpipe.blocks.held_out import HeldOut
 from dpipe.blocks.rows import Rows, as_target, checked
-from dpipe.blocks.scratch import ScratchBlock
+from dpipe.blocks.scratch import HeldBlock, ScratchBlock
 from dpipe.blocks.table import plain_strings
 from dpipe.collect.csv import CsvBlock
 from dpipe.collect.parquet import BlockSpec, ParquetReader
@@ -139,13 +139,13 @@ class HeldLoad:
 
 @dataclass(frozen=True)
 class ScratchLoad:
-    """A block that an earlier reading has left in scratch."""
+    """A block that an earlier reading has left in scratch, or in memory."""
 
     needs: tuple[Any, ...] = ("scratch",)
 
     def __call__(self, inputs: Mapping[Any, Any]) -> Rows:
-        """Map it."""
-        block: ScratchBlock = inputs["scratch"]
+        """Map it, or give it as it is."""
+        block: ScratchBlock | HeldBlock = inputs["scratch"]
         tell_again(block.flows)
         return block.rows()
 

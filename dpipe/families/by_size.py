@@ -37,13 +37,37 @@ def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | 
     return replace(walk, fits=tuple(fits))
 
 
-def state_nbytes(fits: Sequence[Fit], n_states: int) -> int:
-    """Count the bytes of states, and of what is made of them, where they are large."""
+#: Blocks that are added up in one state at most, and the states of a pass at least: each can be worked on by itself.
+_MOST_A_RUN, _FEWEST_RUNS = 8, 16
+#: How many times the bytes of a state its rows should have: beside that, to merge it costs little.
+_WORTH_MERGING = 4
+
+
+def run_length(fits: Sequence[Fit], n_blocks: int, block_nbytes: int | None) -> int:
+    """Choose how many blocks are added up in one state, from the data alone.
+
+    Parameters
+    ----------
+    fits : sequence of Fit
+        Those that share the pass.
+    n_blocks : int
+    block_nbytes : int, optional
+        Of the rows of the largest block; None if that is not known.
+    """
+    state = state_nbytes(fits, 1, end=False)
+    if not state or not block_nbytes:
+        return 1
+    return max(min(-(-_WORTH_MERGING * state // block_nbytes), n_blocks // _FEWEST_RUNS, _MOST_A_RUN), 1)
+
+
+def state_nbytes(fits: Sequence[Fit], n_states: int, *, end: bool = True) -> int:
+    """Count the bytes of states, where they are large; and in the `end` of what is made of them, if that is more."""
     total = 0
     for fit in fits:
         width = fit.meta.width
         if fit.way.footprint is not None and width is not None:
-            total += Extent(width, None, n_states, None).held(fit.way.footprint(fit.estimator, width))
+            state, made = fit.way.footprint(fit.estimator, width)
+            total += Extent(width, None, n_states, None).held((state, made if end else 0))
     return total
 
 

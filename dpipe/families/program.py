@@ -3,7 +3,7 @@
 Made by the planner, run by tasks. What earlier passes have found travels as one `Known`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,8 +70,14 @@ class ProgramPass:
     """Fits that read the blocks again and again, together, for a `refine` pass."""
     every: int = 1
     """Every how many blocks one is read: a first sample needs not all of them."""
+    run: int = 1
+    """Blocks that are added up in one state."""
+    chained: bool = False
+    """Whether its states are so large that few of them may wait to be merged."""
     scratch: str | None = None
     """The folder in which the transformed blocks are kept from the first reading on; None to read again."""
+    held: bool = False
+    """Whether they are kept in memory instead."""
 
     @property
     def sampled(self) -> slice:
@@ -89,6 +95,22 @@ class Known:
     tallies: tuple[Tally, ...] = ()
 
 
+class _Merging:
+    """Statistics of several blocks that can only be merged, under the name of what adds them up in place."""
+
+    def __init__(self, want: Any) -> None:
+        self._want, self._found = want, None
+
+    def add(self, *given: Any) -> None:
+        """Merge those of one more block."""
+        found = self._want.of(*given)
+        self._found = found if self._found is None else self._found.merge(found)
+
+    def state(self) -> Any:
+        """Give those of all."""
+        return self._found
+
+
 @dataclass(frozen=True)
 class Collector:
     """Collects the statistics of one pass from one block."""
@@ -97,9 +119,24 @@ class Collector:
 
     def __call__(self, rows: Rows, known: Known) -> tuple[Any, ...]:
         """Compute each value once, and each statistic of it."""
+        return tuple(want.of(*given) for want, given in self._given(rows, known))
+
+    def add(self, sums: list[Any], rows: Rows, known: Known) -> tuple[Any, ...]:
+        """Add the statistics of one block to those of others, in place; `sums` are empty before the first one."""
+        for i, (want, given) in enumerate(self._given(rows, known)):
+            if i == len(sums):
+                sums.append(want.begun() if hasattr(want, "begun") else _Merging(want))
+            sums[i].add(*given)
+        return ()
+
+    def added_up(self, sums: list[Any]) -> tuple[Any, ...] | None:
+        """Give the states of what was added up; None if there was no row."""
+        return tuple(each.state() for each in sums) or None
+
+    def _given(self, rows: Rows, known: Known) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """Compute what each statistic is taken of."""
         position_of = _positions(self.step)
         memo = _kept(rows, position_of)
-        found = []
         for want, expression in self.step.collects:
             if getattr(want, "of_y", False):
                 value = None
@@ -111,8 +148,7 @@ class Collector:
                     else:
                         value = written_out(evaluate(local, rows, known.fitted, memo))
             given = (value, rows.y, rows.w if isinstance(want, Weighted) else None)
-            found.append(want.of(*given, rows.at) if getattr(want, "placed", False) else want.of(*given))
-        return tuple(found)
+            yield want, ((*given, rows.at) if getattr(want, "placed", False) else given)
 
     def kept(self, states: tuple[Any, ...] | None) -> Any:
         """Give states as the ledger can keep them: what a third party merges by is code, and stays here."""

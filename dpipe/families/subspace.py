@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
-from scipy.linalg.blas import dgemm
+from scipy.linalg.blas import dgemm, dger
 from sklearn.exceptions import ConvergenceWarning
 
 from dpipe.blocks.table import Block, numbers
@@ -72,7 +72,7 @@ class Products:
     n_rows: int
     mean: np.ndarray
     total: float
-    """Squared deviations of all features."""
+    """Squared deviations of all features; of dense rows it is counted in the first reading only."""
     products: np.ndarray
     """float64 of shape (n_features, n_directions)."""
     along: np.ndarray
@@ -85,11 +85,15 @@ class Products:
         """Join with later rows."""
         n = self.n_rows + other.n_rows
         apart, both = other.mean - self.mean, self.n_rows * (other.n_rows / n)
+        products = self.products + other.products
+        if apart.any():  # all readings but the first one are about the mean of all rows
+            along = other.along - self.along
+            products = dger(both, apart, along, a=products, overwrite_a=1)
         return type(self)(
             n,
             self.mean + apart * (other.n_rows / n),
             self.total + other.total + both * float(apart @ apart),
-            self.products + other.products + np.outer(apart, both * (other.along - self.along)),
+            products,
             self.along + (other.along - self.along) * (other.n_rows / n),
             np.result_type(self.dtype, other.dtype),
             self.sparse or other.sparse,
@@ -103,53 +107,96 @@ class Directions:
     directions: np.ndarray
     """Of shape (n_features, n_directions)."""
     about: np.ndarray | None = None
-    """A point near the mean; None for the first row of each block."""
+    """The mean, once it is known."""
     name: ClassVar[str] = "products with the leading directions"
 
-    @np.errstate(invalid="ignore", over="ignore")
     def of(self, X: Block, y: Any = None, w: np.ndarray | None = None) -> Products:
         """Read one block."""
+        sums = self.begun()
+        sums.add(X)
+        return sums.state()
+
+    def begun(self) -> "_Sums":
+        """Begin with no rows, and add up blocks in place."""
+        return _Sums(self)
+
+
+class _Sums:
+    """Sums over some blocks of deviations from a point, of their squares, and their products with the directions."""
+
+    def __init__(self, wanted: Directions) -> None:
+        self._wanted = wanted
+        self._about = wanted.about
+        self._n, self._total = 0, 0.0
+        self._dtype: Any = None
+        self._sparse = False
+        self._out: Any = None
+        self._held, self._scores = np.empty((0, 0)), np.empty((0, 0))
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def add(self, X: Block, y: Any = None, w: np.ndarray | None = None) -> None:
+        """Add the rows of one block."""
         matrix = numbers(X)
+        self._dtype = matrix.dtype if self._dtype is None else np.result_type(self._dtype, matrix.dtype)
+        self._sparse = self._sparse or bool(sp.issparse(matrix))
+        self._n += matrix.shape[0]
         with single_threaded_blas():
-            n, sums, total, products = (self._sparse if sp.issparse(matrix) else self._dense)(matrix)
-            start = 0.0 if sp.issparse(matrix) else self._start(matrix)
-            off = sums / n
-            products -= np.outer(off, n * (off @ self.directions))
-            mean = start + off
-            total -= n * float(off @ off)
-            along = mean @ self.directions
-        return Products(n, mean, total, products, along, matrix.dtype, bool(sp.issparse(matrix)))
+            if sp.issparse(matrix):
+                self._add_sparse(matrix)
+            else:
+                self._add_dense(matrix)
 
-    def _start(self, matrix: np.ndarray) -> np.ndarray:
-        return matrix[0].astype(np.float64) if self.about is None else self.about
+    @np.errstate(invalid="ignore", over="ignore")
+    def state(self) -> Products:
+        """Give what was added up, about the mean of these rows."""
+        directions, n = self._wanted.directions, self._n
+        k = directions.shape[1]
+        with single_threaded_blas():
+            if self._is_mean_known:
+                mean = self._about
+                products, total = self._out, self._total
+            else:
+                off = self._out[:, k] / n
+                mean = off if self._about is None else self._about + off
+                products = dger(-n, off, off @ directions, a=self._out[:, :k], overwrite_a=1)
+                total = self._total - n * float(off @ off)
+            assert mean is not None
+            return Products(n, mean, total, products, mean @ directions, self._dtype, self._sparse)
 
-    def _dense(self, matrix: np.ndarray) -> tuple[int, np.ndarray, float, np.ndarray]:
-        """Sums of the deviations from the start, of their squares, and their products with the directions."""
+    @property
+    def _is_mean_known(self) -> bool:
+        return self._wanted.about is not None and not self._sparse
+
+    def _add_dense(self, matrix: np.ndarray) -> None:
         n, width = matrix.shape
-        k = self.directions.shape[1]
-        size = min(n, max(_SLICE_NBYTES // (8 * width), 16))
-        held, start = np.empty((size, width)), self._start(matrix)
+        k = self._wanted.directions.shape[1]
+        if self._about is None:
+            self._about = matrix[0].astype(np.float64)
         # a last column of ones adds up the deviations themselves
-        out, with_ones = np.zeros((width, k + 1), order="F"), np.ones((size, k + 1))
-        total = 0.0
+        with_ones = k + (not self._is_mean_known)
+        size = min(n, max(_SLICE_NBYTES // (8 * width), 16))
+        if len(self._held) < size:
+            self._held, self._scores = np.empty((size, width)), np.ones((size, with_ones))
         for first in range(0, n, size):
             m = min(size, n - first)
-            rows = np.subtract(matrix[first : first + m], start, out=held[:m], dtype=np.float64)
-            np.matmul(rows, self.directions, out=with_ones[:m, :k])
-            out = dgemm(1.0, rows.T, with_ones[:m], beta=1.0, c=out, overwrite_c=1)
-            total += float(np.vdot(rows, rows))
-        return n, out[:, k].copy(), total, out[:, :k]
+            rows, scores = self._held[:m], self._scores[:m]
+            np.subtract(matrix[first : first + m], self._about, out=rows, dtype=np.float64)
+            np.matmul(rows, self._wanted.directions, out=scores[:, :k])
+            if self._out is None:
+                self._out = dgemm(1.0, rows.T, scores)
+            else:
+                self._out = dgemm(1.0, rows.T, scores, beta=1.0, c=self._out, overwrite_c=1)
+            if not self._is_mean_known:  # the squares are known then, too
+                self._total += float(np.vdot(rows, rows))
 
-    def _sparse(self, matrix: Any) -> tuple[int, np.ndarray, float, np.ndarray]:
+    def _add_sparse(self, matrix: Any) -> None:
         # a sparse matrix is not shifted: that would fill it
-        values = matrix.astype(np.float64)
-        products = np.asarray(values.T @ (values @ self.directions))
-        return (
-            len(values.indptr) - 1,
-            np.asarray(values.sum(axis=0)).ravel(),
-            float((values.data**2).sum()),
-            products,
-        )
+        self._about, values = None, matrix.astype(np.float64)
+        products = np.asarray(values.T @ (values @ self._wanted.directions))
+        sums = np.asarray(values.sum(axis=0)).reshape(-1, 1)
+        out = np.asfortranarray(np.hstack([products, sums]))
+        self._out = out if self._out is None else np.add(self._out, out, out=self._out)
+        self._total += float((values.data**2).sum())
 
 
 def n_directions(wanted: int, oversamples: int) -> int:
@@ -175,15 +222,19 @@ def nbytes_held(width: int, wanted: int, oversamples: int) -> tuple[int, int]:
     return state, (_MOST_BLOCKS + 5) * state
 
 
-def _orthonormal(vectors: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give an orthonormal basis of some vectors as Q R, without what is no longer than `least`."""
-    if not vectors.shape[1]:
-        return vectors, np.empty((0, 0))
-    q, r, order = scipy.linalg.qr(vectors, mode="economic", pivoting=True)
-    found = int((np.abs(np.diag(r)) > least).sum())
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return np.ascontiguousarray(q[:, :found]), r[:found][:, back]
+def _orthonormal(vectors: np.ndarray, least: float) -> np.ndarray:
+    """Give an orthonormal basis of some vectors, without what is no longer than `least`."""
+    q, triangle = scipy.linalg.qr(vectors, mode="economic", overwrite_a=True, check_finite=False)
+    # to choose among long columns is slow: it is done on their small triangle
+    turn, r, _ = scipy.linalg.qr(triangle, pivoting=True)
+    return np.asarray((turn[:, np.abs(np.diag(r)) > least].T @ q.T).T)
+
+
+def _orthonormal_again(vectors: np.ndarray) -> np.ndarray:
+    """Give an orthonormal basis of vectors that once were one, without those of which less than half is left."""
+    lengths, turn = scipy.linalg.eigh(vectors.T @ vectors)  # the squares: exact enough for what is long
+    kept = lengths > 0.25
+    return np.asarray(((turn[:, kept] / np.sqrt(lengths[kept])).T @ vectors.T).T)
 
 
 class _Krylov:
@@ -191,48 +242,85 @@ class _Krylov:
 
     def __init__(self, width: int, wanted: int, n: int, seed: int, *, centred: bool) -> None:
         self._wanted, self._centred = wanted, centred
-        self._random = np.random.default_rng(seed)
-        self._blocks: list[np.ndarray] = []
+        # memory that is not written to is not taken
+        self._basis = np.empty((width, min(n, width) * (_MOST_BLOCKS + 1)), order="F")
         self._spread = np.empty((0, 0))
         """Centred cross products between the directions."""
         self._along: np.ndarray = np.empty(0)
         """The mean along each."""
         self.values: np.ndarray = np.empty(0)
         self._vectors: np.ndarray = np.empty((0, 0))
+        self._missed: np.ndarray = np.empty((width, 0))
+        """What C makes of each wanted component, without its multiple."""
         self.missing: np.ndarray = np.empty(0)
-        """How far each wanted component is from being an eigenvector."""
-        self.next, _ = _orthonormal(self._random.standard_normal((width, min(n, width))), 0.0)
+        """How far each wanted component is from being an eigenvector, as `components` gives them."""
+        drawn = np.random.default_rng(seed).standard_normal((min(n, width), width)).T
+        self.next = _orthonormal(drawn, 0.0)
+
+    @property
+    def _space(self) -> np.ndarray:
+        return self._basis[:, : len(self._along)]
 
     def take(self, found: Products) -> None:
         """Take the products with `next`; find the components, what they miss, and the next directions."""
         new = self.next
-        self._blocks.append(new)
         old, k = len(self._along), new.shape[1]
-        column = self._seen(found.products)
+        self._basis[:, old : old + k] = new
+        self._along = np.concatenate([self._along, found.mean @ new])
+        column = self._space.T @ found.products
         spread = np.empty((old + k, old + k))
         spread[:old, :old], spread[:, old:], spread[old:, :old] = self._spread, column, column[:old].T
         spread[old:, old:] = (column[old:] + column[old:].T) / 2
         self._spread = spread
-        self._along = np.concatenate([self._along, found.mean @ new])
-        products, square = found.products, spread
+        products, square = np.array(found.products, order="F"), spread
         if not self._centred:
-            products = products + np.outer(found.mean, found.n_rows * found.along)
+            products = dger(found.n_rows, found.mean, found.along, a=products, overwrite_a=1)
             square = spread + found.n_rows * np.outer(self._along, self._along)
         values, vectors = scipy.linalg.eigh(square)
         self.values, self._vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
+        left = self._apart(self._apart(products))
+        self._missed = left @ self._vectors[old:, : self._wanted]
+        self.missing = self._improved(left)
         least = _ROUNDING * self.values[0]
-        self.next, left = _orthonormal(self._apart(self._apart(products)), least)
-        # what is left of a product may be short, and what is parallel to others of the same length
-        self.next, turned = _orthonormal(self._apart(self.next), 0.5)
-        self.missing = np.linalg.norm(turned @ left @ self._vectors[old:, : self._wanted], axis=0)
-        if len(self._along) + k > _MOST_BLOCKS * k:
+        self.next = new[:, :0]
+        if not self._is_converged:
+            # what is left of a product may be short, and what is parallel to others of the same length
+            self.next = _orthonormal_again(self._apart(_orthonormal(left, least)))
+        if len(self._along) + k > self._basis.shape[1]:
             self._restart((_MOST_BLOCKS // 2) * k)
+
+    def _improved(self, left: np.ndarray) -> np.ndarray:
+        """Tell what the components will miss once what they miss now is added to them.
+
+        That is what C makes of it: of what it has in common with the directions so far, no more than `left` is long;
+        of the rest, no more than the largest value that is not found yet.
+        """
+        missing = np.linalg.norm(self._missed, axis=0)
+        if not self._centred:
+            return missing
+        square = left.T @ left
+        last = self._vectors[-len(square) :]
+        lengths = np.sqrt(np.einsum("ij,ik,kj->j", last, square, last).clip(0.0))
+        open_ones = lengths > 0.1 * self.values
+        rest = (self.values + lengths)[open_ones].max(initial=self.values[-1])
+        most = np.hypot(rest, np.sqrt(scipy.linalg.eigvalsh(square)[-1].clip(0.0)))
+        return missing * np.minimum(most * self._shares(missing), 1.0)
+
+    def _shares(self, missing: np.ndarray) -> np.ndarray:
+        """One over each wanted value; infinity where a component is not found yet."""
+        values = self.values[: self._wanted]
+        found = missing < 0.1 * values
+        return np.divide(1.0, values, out=np.full_like(values, np.inf), where=found)
+
+    @property
+    def _is_converged(self) -> bool:
+        allowed = TOLERANCE * self.values[: self._wanted] + _ROUNDING * self.values[0]
+        return bool((self.missing <= allowed).all())
 
     @property
     def done(self) -> bool:
         """Whether all wanted components have converged, or nothing else is left in the rows."""
-        allowed = TOLERANCE * self.values[: self._wanted] + _ROUNDING * self.values[0]
-        return not self.next.shape[1] or bool((self.missing <= allowed).all())
+        return not self.next.shape[1]
 
     @property
     def error(self) -> float:
@@ -240,29 +328,29 @@ class _Krylov:
         values = self.values[: self._wanted]
         return float((self.missing[values > 0] / values[values > 0]).max(initial=0.0))
 
-    def components(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give the wanted eigenvectors as rows, and the squared deviations along each."""
-        chosen = self._vectors[:, : self._wanted]
-        spread = np.einsum("ij,ik,kj->j", chosen, self._spread, chosen)
-        return self._made(chosen).T, np.clip(spread, 0.0, None)
-
-    def _seen(self, vectors: np.ndarray) -> np.ndarray:
-        return np.concatenate([block.T @ vectors for block in self._blocks])
-
-    def _made(self, shares: np.ndarray) -> np.ndarray:
-        made, start = 0.0, 0
-        for block in self._blocks:
-            made = made + block @ shares[start : start + block.shape[1]]
-            start += block.shape[1]
-        return np.asarray(made)
+    def components(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Give the wanted eigenvalues, the eigenvectors as rows, and the squared deviations along each."""
+        chosen, values = self._vectors[:, : self._wanted], self.values[: self._wanted]
+        vectors = self._space @ chosen
+        if not self._centred:
+            spread = np.einsum("ij,ik,kj->j", chosen, self._spread, chosen)
+            return values, vectors.T, np.clip(spread, 0.0, None)
+        lengths = np.linalg.norm(self._missed, axis=0)
+        shares = self._shares(lengths)
+        shares[np.isinf(shares)] = 0.0
+        vectors += self._missed * shares
+        squares, turn = scipy.linalg.eigh(vectors.T @ vectors)
+        values = values + lengths**2 * shares
+        return values, (turn @ (turn / np.sqrt(squares)).T) @ vectors.T, values
 
     def _apart(self, vectors: np.ndarray) -> np.ndarray:
-        """Take off what lies along the directions so far."""
-        return vectors - self._made(self._seen(vectors))
+        """Take off what lies along the directions so far, in place."""
+        space = self._space
+        return np.asarray(dgemm(-1.0, space, space.T @ vectors, beta=1.0, c=vectors, overwrite_c=1))
 
     def _restart(self, kept: int) -> None:
         chosen = self._vectors[:, :kept]
-        self._blocks = [self._made(chosen)]
+        self._basis[:, :kept] = self._space @ chosen
         self._spread, self._along = chosen.T @ self._spread @ chosen, chosen.T @ self._along
         self._vectors = np.eye(kept)
 
@@ -295,12 +383,12 @@ def leading(
     """
     with single_threaded_blas():
         space = _Krylov(width, wanted, n_directions(wanted, oversamples), seed, centred=centred)
-    about = None
+    about, total = None, 0.0
     for _ in range(MOST_READINGS):
         (found,) = yield (Directions(space.next, about),)
         if about is None:
             check(found)
-            about = found.mean
+            about, total = found.mean, found.total
         with single_threaded_blas():
             space.take(found)
         if space.done:
@@ -314,6 +402,5 @@ def leading(
             stacklevel=2,
         )
     with single_threaded_blas():
-        rows, spread = space.components()
-    values = space.values[:wanted]
-    return Spectrum(found.n_rows, found.mean, values, rows, spread, found.total, found.dtype, found.sparse)
+        values, rows, spread = space.components()
+    return Spectrum(found.n_rows, found.mean, values, rows, spread, total, found.dtype, found.sparse)

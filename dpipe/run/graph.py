@@ -67,6 +67,11 @@ class Input:
     """Fingerprint of the rows, where a ledger is kept."""
 
 
+def runs_of(inputs: Sequence[Input], run: int) -> list[Sequence[Input]]:
+    """Cut the blocks of a pass into runs of some that follow each other; the last one may be shorter."""
+    return [inputs[i : i + run] for i in range(0, len(inputs), run)]
+
+
 def loaded(load: Load, inputs: Sequence[Any], at: RowsAt | None, block: int) -> tuple[Rows, Flows]:
     """Load a block inside of its task; give its rows, and what operations on their way have counted."""
     with counting(block) as flows:

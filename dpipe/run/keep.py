@@ -1,4 +1,4 @@
-"""Blocks that are kept in scratch between readings."""
+"""Blocks that are kept between readings: in scratch, or in memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from dask.task_spec import List, TaskRef
 
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt
-from dpipe.blocks.scratch import ScratchBlock
+from dpipe.blocks.scratch import HeldBlock, ScratchBlock
 from dpipe.blocks.table import n_rows, nbytes
 from dpipe.collect.loads import Load, ScratchLoad
 from dpipe.run.graph import GraphBuilder, Input, loaded
@@ -21,9 +21,9 @@ def add_keep(
     known: Any,
     *,
     name: str,
-    folder: str,
+    folder: str | None,
 ) -> list[Any]:
-    """Add tasks that keep what is made of each block in scratch; give their keys."""
+    """Add tasks that keep what is made of each block in a scratch folder, or in memory; give their keys."""
     held = graph.hold(f"{name}-keep", keep)
     return [
         graph.add_block(
@@ -44,7 +44,7 @@ def add_keep(
 
 
 def kept_inputs(inputs: Sequence[Input], kept: Sequence[Any]) -> list[Input]:
-    """Give what loads each block from scratch: `kept` holds keys as `TaskRef`, futures or values."""
+    """Give what loads each block from where it is kept: `kept` holds keys as `TaskRef`, futures or values."""
     return [
         replace(each, load=ScratchLoad(), needs=List(one)) for each, one in zip(inputs, kept, strict=True)
     ]
@@ -56,16 +56,21 @@ def keep_block(
     at: RowsAt | None,
     keep: Callable[..., dict[Any, Any]],
     known: Any,
-    folder: str,
+    folder: str | None,
     token: str,
     block: int,
     gate: Any = None,
-) -> ScratchBlock:
+) -> ScratchBlock | HeldBlock:
     """Load one block and keep what is made of it: a task; `gate` is what it has to wait for."""
     keep_freed()
     rows, flows = loaded(load, inputs, at, block)
     size = nbytes(rows.X)
-    kept = ScratchBlock.write(folder, token, keep(rows, known) if n_rows(rows.X) else {}, rows, flows)
-    del rows
+    made = keep(rows, known) if n_rows(rows.X) else {}
+    kept: ScratchBlock | HeldBlock
+    if folder is None:
+        kept = HeldBlock(made, rows.y, rows.w, flows)
+    else:
+        kept = ScratchBlock.write(folder, token, made, rows, flows)
+    del rows, made
     trim(size)
     return kept

@@ -33,16 +33,25 @@ class Pages:
     """The fingerprint of each block's state; of each merge of them; and so on up to the last merge, the root."""
     places: Mapping[str, Place]
     """Where those lie that are on record."""
+    sizes: tuple[int, ...] = ()
+    """Blocks of each state, if not one."""
 
     @classmethod
-    def of(cls, pen: Pen | None, blocks: Sequence[str], find: Callable[[str], Place | None]) -> Self:
-        """Look up the blocks of a pass, and all merges of them."""
+    def of(
+        cls,
+        pen: Pen | None,
+        blocks: Sequence[str],
+        find: Callable[[str], Place | None],
+        sizes: Sequence[int] = (),
+    ) -> Self:
+        """Look up the blocks of a pass, or runs of them, and all merges."""
         levels = [tuple(blocks)]
         while len(levels[-1]) > 1:
             groups = range(0, len(levels[-1]), FAN_IN)
             levels.append(tuple(joined("merge", *levels[-1][i : i + FAN_IN]) for i in groups))
         found = {key: find(key) for level in levels for key in level}
-        return cls(pen, tuple(levels), {key: place for key, place in found.items() if place is not None})
+        places = {key: place for key, place in found.items() if place is not None}
+        return cls(pen, tuple(levels), places, tuple(sizes))
 
     @property
     def root(self) -> str:
@@ -57,31 +66,33 @@ class Pages:
     def _covered(self, level: int, i: int) -> list[int]:
         first, last = i * FAN_IN**level, min((i + 1) * FAN_IN**level, len(self.keys[0]))
         if self.keys[level][i] in self.places:
-            return [last - first]
+            return [sum(self.sizes[first:last]) if self.sizes else last - first]
         if not level:
             return []
         below = range(i * FAN_IN, min((i + 1) * FAN_IN, len(self.keys[level - 1])))
         return [n for j in below for n in self._covered(level - 1, j)]
 
 
-def n_states_held(n_blocks: int, slots: int) -> int:
-    """Count the states that are held at a time, at most: what is worked on, and what waits for its merge.
+def n_states_held(n_states: int, slots: int) -> int:
+    """Count the states that are held at a time where merges are chained: what is worked on, and what waits.
 
     Parameters
     ----------
-    n_blocks : int
+    n_states : int
+        All of a pass: one for each block, or for each run of blocks.
     slots : int
         Blocks that are worked on at a time.
 
     Examples
     --------
     >>> n_states_held(1, slots=2), n_states_held(60, slots=2), n_states_held(500, slots=2)
-    (2, 18, 25)
+    (2, 7, 8)
     """
-    levels, n = 0, n_blocks
+    levels, n = 0, n_states
     while n > 1:
         levels, n = levels + 1, -(-n // FAN_IN)
-    return min(2 * slots + (FAN_IN - 1) * levels, 2 * n_blocks)
+    # each level has what it has merged so far; one of them is merging
+    return min(2 * slots + levels + 1, 2 * n_states)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dpipe.errors import LedgerError
 from dpipe.ledger.book import Ledger, Place, Reading
 from dpipe.ledger.codec import decode, encode
 from dpipe.ledger.fingerprint import Fingerprinter, Unknowable, joined
-from dpipe.run.graph import Input
+from dpipe.run.graph import Input, runs_of
 from dpipe.run.pages import Pages, Saving, StreamPages, recalled_state
 from dpipe.run.state import PassState
 from dpipe.sizes import counted
@@ -113,8 +113,8 @@ class Recorded:
         if self._ledger.pen is not None:
             self._ledger.pen.write(key, json.dumps(now).encode(), what="stage")
 
-    def pages(self, inputs: Sequence[Input], collects: Any, name: str) -> Pages | None:
-        """Give the pages of a merge pass, or of one reading of a refining one.
+    def pages(self, inputs: Sequence[Input], collects: Any, name: str, run: int = 1) -> Pages | None:
+        """Give the pages of a merge pass, or of one reading of a refining one, with a state for each `run` of blocks.
 
         Readings of which all is on record are told of when one is not, or by `told`.
         """
@@ -125,8 +125,9 @@ class Recorded:
         except Unknowable as err:
             self._give_up(err)
             return None
-        blocks = [joined(self.history, asked, each.key) for each in inputs]
-        pages = Pages.of(self._ledger.pen, blocks, self._ledger.find)
+        runs = runs_of(inputs, run)
+        blocks = [joined(self.history, asked, *(each.key for each in one)) for one in runs]
+        pages = Pages.of(self._ledger.pen, blocks, self._ledger.find, [len(one) for one in runs])
         self.history = joined(self.history, pages.root)
         n_recorded = pages.n_recorded
         if n_recorded == len(inputs):

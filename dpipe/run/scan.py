@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 from dask.task_spec import List, TaskRef
@@ -13,7 +14,7 @@ from dpipe.blocks.table import n_rows
 from dpipe.collect.loads import Load
 from dpipe.errors import LedgerError
 from dpipe.monitor.events import emit
-from dpipe.run.graph import GraphBuilder, Input, loaded
+from dpipe.run.graph import GraphBuilder, Input, loaded, runs_of
 from dpipe.run.pages import FAN_IN, Entry, Pages
 from dpipe.run.state import PassState
 
@@ -31,6 +32,8 @@ def add_scan(
     counted: bool = True,
     slots: int | None = None,
     pages: Pages | None = None,
+    run: int = 1,
+    chained: bool = False,
 ) -> Any:
     """Add one merge pass; the result is the key of its merged `PassState`.
 
@@ -54,14 +57,21 @@ def add_scan(
     slots : int, optional
         Blocks that are worked on at a time, on all workers; None keeps to one block a task.
     pages : Pages, optional
-        The ledger's, with a key for each input: what is on record is not read, and what is found is recorded.
+        The ledger's, with a key for each run: what is on record is not read, and what is found is recorded.
+    run : int, default 1
+        Blocks that are added up in one state, one after the other. Part of the answer, as the tree of merges is.
+    chained : bool, default False
+        Merge states as they come instead of as soon as all of a merge are there: more tasks, but few states wait.
+        The result is the same.
     """
-    tree = _Tree(graph, inputs, graph.hold(f"{name}-collect", collect), TaskRef(known), name, pages)
-    if slots is not None and len(inputs) >= _WORTH_GROUPING * FAN_IN * slots:
+    runs = runs_of(inputs, run)
+    tree = _Tree(graph, runs, graph.hold(f"{name}-collect", collect), TaskRef(known), name, pages)
+    if slots is not None and len(runs) >= _WORTH_GROUPING * FAN_IN * slots:
         tree.leaves = 1
     tree.n = len(inputs) if counted else None
+    tree.run, tree.chained = run, chained
     height = 0
-    while FAN_IN**height < len(inputs):
+    while FAN_IN**height < len(runs):
         height += 1
     return tree.add(max(height, tree.leaves), 0)
 
@@ -71,7 +81,7 @@ class _Tree:
     """The merges of a pass, added from the top: below what is on record there is nothing to do."""
 
     graph: GraphBuilder
-    inputs: Sequence[Input]
+    runs: Sequence[Sequence[Input]]
     collect: TaskRef
     known: TaskRef
     name: str
@@ -79,6 +89,8 @@ class _Tree:
     leaves: int = 0
     """The level whose merges are one task with the blocks below."""
     n: int | None = None
+    run: int = 1
+    chained: bool = False
 
     def add(self, level: int, i: int) -> Any:
         """Add the task of a node and of all below it; give its key."""
@@ -87,29 +99,35 @@ class _Tree:
             return self._add_leaf(i, entry)
         if entry is not None and entry.place is not None:
             return self.graph.add(f"{self.name}-recall", _recall, entry, self.collect)
-        below = range(i * FAN_IN, min((i + 1) * FAN_IN, -(-len(self.inputs) // FAN_IN ** (level - 1))))
-        parts = List(*(TaskRef(self.add(level - 1, j)) for j in below))
+        below = range(i * FAN_IN, min((i + 1) * FAN_IN, -(-len(self.runs) // FAN_IN ** (level - 1))))
+        parts = [TaskRef(self.add(level - 1, j)) for j in below]
+        while self.chained and len(parts) > 2:
+            both = self.graph.add(f"{self.name}-merge", _merge, List(*parts[:2]))
+            parts[:2] = [TaskRef(both)]
         recording = () if entry is None else (entry, self.collect, self.name)
-        return self.graph.add(f"{self.name}-merge", _merge, parts, *recording)
+        return self.graph.add(f"{self.name}-merge", _merge, List(*parts), *recording)
 
     def _add_leaf(self, i: int, entry: Entry | None) -> Any:
         size = FAN_IN**self.leaves
-        first, group = i * size, self.inputs[i * size : (i + 1) * size]
+        first, group = i * size, self.runs[i * size : (i + 1) * size]
         entries = [entry] if not self.leaves else [self._entry(0, first + j) for j in range(len(group))]
-        needs = List(*(each.needs for each in group))
-        loads = tuple((each.load, each.at, own) for each, own in zip(group, entries, strict=True))
+        needs = List(*(List(*(each.needs for each in run)) for run in group))
+        loads = tuple(
+            (tuple((each.load, each.at) for each in run), own)
+            for run, own in zip(group, entries, strict=True)
+        )
         above = entry if self.leaves else None
         return self.graph.add_block(
             self.name,
-            first,
-            _scan_blocks,
+            first * self.run,
+            _scan_runs,
             loads,
             needs,
             self.collect,
             self.known,
             above,
             self.name,
-            first,
+            first * self.run,
             self.n,
         )
 
@@ -128,9 +146,12 @@ def _recall(entry: Entry, collect: Callable[..., Any]) -> PassState:
     return found
 
 
-def _scan_blocks(
-    loads: Sequence[tuple[Load, RowsAt | None, Entry | None]],
-    inputs: Sequence[Sequence[Any]],
+_Run = Sequence[tuple[Load, RowsAt | None]]
+
+
+def _scan_runs(
+    runs: Sequence[tuple[_Run, Entry | None]],
+    inputs: Sequence[Sequence[Sequence[Any]]],
     collect: Callable[..., Any],
     known: Any,
     entry: Entry | None,
@@ -141,14 +162,30 @@ def _scan_blocks(
     found = None if entry is None else entry.recalled(collect)
     if found is not None:
         return found
-    for i, ((load, at, page), needs) in enumerate(zip(loads, inputs, strict=True), start=first):
-        block = None if page is None else page.recalled(collect)
-        if block is None:
-            block = _scan_block(load, needs, collect, known, at, name, i, n)
-            block = block if page is None else page.record(block, collect, name)
-        found = block if found is None else _merge([found, block])
+    for (run, page), needs in zip(runs, inputs, strict=True):
+        one = None if page is None else page.recalled(collect)
+        if one is None:
+            one = _scan_run(run, needs, collect, known, name, first, n)
+            one = one if page is None else page.record(one, collect, name)
+        found = one if found is None else _merge([found, one])
+        first += len(run)
     assert found is not None
     return found if entry is None else entry.record(found, collect, name)
+
+
+def _scan_run(
+    run: _Run, inputs: Sequence[Sequence[Any]], collect: Any, known: Any, name: str, first: int, n: int | None
+) -> PassState:
+    """Add blocks up, one after the other."""
+    if len(run) == 1:
+        return _scan_block(run[0][0], inputs[0], collect, known, run[0][1], name, first, n)
+    sums: list[Any] = []
+    add = partial(collect.add, sums)
+    tallies = [
+        _scan_block(load, needs, add, known, at, name, i, n).tally
+        for i, ((load, at), needs) in enumerate(zip(run, inputs, strict=True), start=first)
+    ]
+    return PassState(collect.added_up(sums), reduce(Tally.merge, tallies))
 
 
 def _scan_block(

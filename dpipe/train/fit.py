@@ -85,7 +85,8 @@ def _add_pass(
         inputs = _inputs(graph, prepared, step, before, recorded, with_X=with_X)[step.sampled]
         slots = prepared.place.threads * prepared.place.workers
         pages = None if recorded is None else recorded.pages(inputs, step.collects, f"pass {number}")
-        merged = add_scan(graph, inputs, Collector(step), known, name=name, slots=slots, pages=pages)
+        how: dict[str, Any] = {"slots": slots, "pages": pages, "chained": step.chained}
+        merged = add_scan(graph, inputs, Collector(step), known, name=name, **how)
         return graph.add(finish, finish_pass, held, TaskRef(known), TaskRef(merged))
     inputs = _inputs(graph, prepared, step, before, recorded)
     if step.learner.way.kind == "boost":
@@ -250,16 +251,19 @@ def _run_refinements(
         keys: list[Any] = []
         collect = Collector(replace(step, collects=asked))
         title = f"pass {i + 1}, reading {running.n_rounds + 1}"
-        pages = None if recorded is None else recorded.pages(reading, asked, title)
+        pages = None if recorded is None else recorded.pages(reading, asked, title, step.run)
         state = recalled_root(pages, collect)
         if state is not None:
             running.answer(states_of(state, "fit"), state.tally)
             continue
         # other statistics of the first round are not of what is kept
-        if step.scratch and not inputs and (running.n_rounds or not step.collects):
-            keys = add_keep(graph, reading, Keeper(step), held, name=name, folder=step.scratch)
+        if (step.scratch or step.held) and not inputs and (running.n_rounds or not step.collects):
+            keys = add_keep(
+                graph, reading, Keeper(step), held, name=name, folder=None if step.held else step.scratch
+            )
             reading = kept_inputs(reading, list(map(TaskRef, keys)))
-        merged = add_scan(graph, reading, collect, held, name=name, counted=False, pages=pages)
+        how: dict[str, Any] = {"pages": pages, "run": step.run, "chained": step.chained}
+        merged = add_scan(graph, reading, collect, held, name=name, counted=False, **how)
         found, kept = compute_keys(graph.tasks, merged, keys, client, prepared.place.threads)
         inputs = inputs or (kept_inputs(reading, kept) if kept else [])
         running.answer(states_of(found, "fit"), found.tally)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import dask
 import pandas as pd
 import psutil
 from distributed import Client
@@ -245,6 +246,7 @@ def _fitting_program(
             scratch_free=free_nbytes(folder) if place.near else None,
             available=psutil.virtual_memory().available if place.near else None,
             shares=shares,
+            may_hold=place.client is None and dask.config.get("scheduler", None) != "processes",
         )
         try:
             return make_program(tree, shape, resources, epochs=epochs), place

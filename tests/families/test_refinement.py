@@ -87,7 +87,26 @@ def test_labels_are_read_first_and_the_rest_kept():
     assert n_readings(make_pipeline(StandardScaler(), LogisticRegression()), Y) == 2
 
 
-def test_without_room_for_scratch_the_blocks_are_read_again(monkeypatch):
+@pytest.fixture
+def no_room(monkeypatch):
+    """Take the memory for full, so that blocks go to scratch."""
+    monkeypatch.setattr("dpipe.families.keeping._SHARE_OF_FREE", 0.0)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [LogisticRegression(), KMeans(3, n_init=2, random_state=0), QuantileTransformer(n_quantiles=9)],
+)
+def test_it_does_not_matter_where_blocks_are_kept(estimator, request):
+    lazy, labels = blocks()
+    held = dpipe.fit(estimator, lazy, labels)
+    request.getfixturevalue("no_room")
+    kept = dpipe.fit(estimator, lazy, labels)
+    for name, value in vars(kept).items():
+        np.testing.assert_array_equal(getattr(held, name), value, err_msg=name)
+
+
+def test_without_room_for_scratch_the_blocks_are_read_again(monkeypatch, no_room):
     monkeypatch.setattr(fitting, "free_nbytes", lambda folder: 1000)
     lazy, labels = blocks()
     plan = dpipe.plan(LogisticRegression(), lazy, labels)
@@ -96,13 +115,13 @@ def test_without_room_for_scratch_the_blocks_are_read_again(monkeypatch):
     assert n_readings(LogisticRegression(), Y) > 5
 
 
-def test_the_plan_tells_how_often_and_what_is_kept():
+def test_the_plan_tells_how_often_and_what_is_kept(no_room):
     lazy, labels = blocks()
     with raise_if_computes():
         plan = dpipe.plan(LogisticRegression(max_iter=7), lazy, labels)
     assert (plan.n_passes, plan.most_passes) == (2, 9)
     assert [step.way for step in plan.passes] == ["merge", "refine"]
-    assert plan.passes[1].scratch_nbytes == 400 * (3 * 12 + 8)
+    assert plan.passes[1].scratch_nbytes == 400 * (3 * 8 + 8)
     for said in (
         "2 to 9 passes",
         "1 to 8 readings",
@@ -113,7 +132,7 @@ def test_the_plan_tells_how_often_and_what_is_kept():
     assert "refine, 1 to 8 readings" in plan._repr_html_()
 
 
-def test_nothing_of_the_scratch_is_left(tmp_path):
+def test_nothing_of_the_scratch_is_left(tmp_path, no_room):
     lazy, labels = blocks()
     with dask.config.set({"temporary-directory": str(tmp_path)}):
         assert str(tmp_path) in str(dpipe.plan(LogisticRegression(), lazy, labels))
@@ -121,7 +140,7 @@ def test_nothing_of_the_scratch_is_left(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_scratch_holds_what_the_transformers_give():
+def test_scratch_holds_what_the_transformers_give(no_room):
     frame = awkward_frame()
     model = make_pipeline(
         make_column_transformer(
