@@ -47,6 +47,8 @@ class Place:
     """Whether to start an embedded cluster for the run."""
     near: bool = True
     """Whether all workers run on this machine."""
+    inside: bool = True
+    """Whether they run in this process."""
 
 
 def find_place(client: Client | None, memory: int | None, n_blocks: int, workers: int | None = None) -> Place:
@@ -119,7 +121,7 @@ def _place_of(client: Client, memory: int | None) -> Place:
         return Place(client, 1, total, memory, psutil.Process().memory_info().rss)
     if near and memory is not None:
         budget = memory // len(workers)
-    return Place(client, len(workers), threads, budget, WORKER_RESERVED_NBYTES, near=near)
+    return Place(client, len(workers), threads, budget, WORKER_RESERVED_NBYTES, near=near, inside=False)
 
 
 def _is_loopback(address: str) -> bool:

@@ -1,9 +1,11 @@
 """Check fields by their metadata, before any graph is built; Datasets variable by variable."""
 
+import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +21,8 @@ from dpipe.sizes import DEFAULT_BLOCK_NBYTES, format_bytes, parse_bytes
 _MANY, _SMALL_NBYTES = 1000, 64 * 1024
 #: Bytes that all blocks at work may take together where no budget is given.
 _DEFAULT_MEMORY = 2**31
+#: What functions of fields may take that are called without a budget of their own, inside of `budget`.
+_budget: ContextVar[int | str | None] = ContextVar("budget of fields", default=None)
 
 Field = TypeVar("Field", xr.DataArray, xr.Dataset)
 
@@ -189,8 +193,19 @@ def check_cells(x: xr.DataArray, given: xr.DataArray, dims: Iterable[Hashable], 
             )
 
 
+@contextlib.contextmanager
+def budget(memory: int | str | None) -> Iterator[None]:
+    """Let functions of fields that are called inside and given no `memory` take this as their budget."""
+    token = _budget.set(_budget.get() if memory is None else memory)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
 def room(memory: int | float | str | None, x: xr.DataArray) -> tuple[int, int]:
     """Give the bytes that one thread may take, and the number of threads."""
+    memory = _budget.get() if memory is None else memory
     nbytes = None if memory is None else parse_bytes(memory)
     place = find_place(None, nbytes, x.data.npartitions)
     budget = place.memory or nbytes or _DEFAULT_MEMORY

@@ -16,6 +16,7 @@ from dpipe.collect.grib import open_grib
 from dpipe.collect.netcdf import open_netcdf
 from dpipe.collect.zarr_store import open_zarr
 from dpipe.errors import DpipeError, InputError
+from dpipe.fields.checks import budget
 from dpipe.fields.splits import split as split_fields
 from dpipe.pipeline.stages import Stage
 
@@ -175,6 +176,8 @@ class Rebinding:
     """What stands in for the outputs of stages, by their `id`."""
     arrays: dict[str, da.Array] = field(default_factory=dict)
     """What stands in for the arrays in them, by their names."""
+    memory: int | str | None = None
+    """The budget of the run, for functions of fields; stages were made before anything was known of it."""
 
     def replaced(self, old: Any, new: Any) -> None:
         """Let `new` stand in for `old`, an output of a stage."""
@@ -205,9 +208,10 @@ class Rebinding:
         inputs = tuple(map(self.swap, stage.inputs))
         changed = any(new is not old for new, old in zip(inputs, stage.inputs, strict=True))
         if stage.again is not None:
-            if not changed:
+            if not changed and self.memory is None:
                 return stage
-            outputs = stage.again(*inputs)
+            with budget(self.memory):
+                outputs = stage.again(*inputs)
             for old, new in zip(stage.outputs, outputs, strict=True):
                 self.replaced(old, new)
             return replace(stage, inputs=inputs, outputs=outputs)
@@ -217,18 +221,22 @@ class Rebinding:
         return replace(stage, inputs=inputs, settings=settings) if changed else stage
 
 
-def rebound(stages: Sequence[Stage], given: Mapping[str, Any]) -> list[Stage]:
-    """Make stages again after those, by name, whose outputs are given in other chunks.
+def rebound(
+    stages: Sequence[Stage], given: Mapping[str, Any], memory: int | str | None = None
+) -> list[Stage]:
+    """Make stages again after those, by name, whose outputs are given in other chunks; all of them within a budget.
 
     Parameters
     ----------
     stages : sequence of Stage
     given : mapping of str to xarray object
         For a stage by its name: its output, equal in all but its chunks.
+    memory : int or str, optional
+        The budget of the run, if there is one.
     """
-    if not given:
+    if not given and memory is None:
         return list(stages)
-    binding, made = Rebinding(), []
+    binding, made = Rebinding(memory=memory), []
     for stage in stages:
         new = binding.stage(stage)
         if stage.name in given:

@@ -120,12 +120,12 @@ class Runner:
     def _stored(self, i: int) -> str:
         """Write the arrays of a stage to its store, which later stages read from here on."""
         # those before it read what has been written, and not what the plan said
-        stage = rebound(self.pipe.stages, self.given)[i]
+        stage = rebound(self.pipe.stages, self.given, self.memory)[i]
         needs = needs_after(self.pipe.stages, i)
         store = stage.settings["store"]
         found, did = store.written(stage.outputs[0], needs, self.ledger, self.memory, self.client)
         self.given[stage.name] = found
-        self.stages[i + 1 :] = rebound(self.pipe.stages, self.given)[i + 1 :]
+        self.stages[i + 1 :] = rebound(self.pipe.stages, self.given, self.memory)[i + 1 :]
         return f"{stage.says}; {did}"
 
     def _collect(self, stage: Stage) -> tuple[int | None, int | None, str]:

@@ -190,14 +190,14 @@ def planned_stores(
     reading = None if workdir is None else Reading(workdir)
     given: dict[str, Any] = {}
     said: list[tuple[str, str]] = []
-    now = list(stages)
+    now = rebound(stages, given, memory)
     for i, stage in enumerate(stages):
         store = stage.settings.get("store")
         if store is not None:
             found = store.planned(now[i].outputs[0], needs_after(now, i), reading, memory, client)
             given[stage.name], words = found
             said.append((stage.name, words))
-            now = rebound(stages, given)
+            now = rebound(stages, given, memory)
     return now, said
 
 

@@ -246,7 +246,7 @@ def _fitting_program(
             scratch_free=free_nbytes(folder) if place.near else None,
             available=psutil.virtual_memory().available if place.near else None,
             shares=shares,
-            may_hold=place.client is None and dask.config.get("scheduler", None) != "processes",
+            may_hold=place.inside and dask.config.get("scheduler", None) != "processes",
         )
         try:
             return make_program(tree, shape, resources, epochs=epochs), place
