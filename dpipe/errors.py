@@ -18,6 +18,8 @@
 Every message says what is wrong with its value, what was allowed, and what to do.
 """
 
+from typing import Any
+
 
 class DpipeError(Exception):
     """The base of all errors that dpipe raises on purpose."""
@@ -25,6 +27,9 @@ class DpipeError(Exception):
 
 class InputError(DpipeError, ValueError):
     """An argument or the data is not usable."""
+
+    columns: Any = None
+    """Which features it is about, as positions, where it can tell."""
 
 
 class BlockMismatchError(InputError):

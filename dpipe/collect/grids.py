@@ -5,8 +5,8 @@ Only metadata is looked at here; chunks are put together inside of the tasks tha
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -123,6 +123,8 @@ class Grid:
     names: tuple[str, ...] | None
     """Columns of the variables of a data set; None for a DataArray, which gives a matrix without names."""
     missing: Missing
+    labels: Mapping[Any, Any] = field(default_factory=dict)
+    """Coordinates of the dims of features, where they have some."""
 
     def __dask_tokenize__(self) -> Any:
         """Stand for its arrays."""
@@ -157,6 +159,23 @@ class Grid:
         dtypes = [v.dtype for v in self.X for _ in range(v.width)]
         return pd.DataFrame(
             {name: np.empty(0, dtype=dtype) for name, dtype in zip(self.names, dtypes, strict=True)}
+        )
+
+    def told(self, columns: Sequence[int]) -> str:
+        """Say which features some positions are: their number, and where the first one lies."""
+        v, place = self.X[0], int(columns[0])
+        if self.names is not None:
+            where = self.names[place]
+        else:
+            dims = [v.dims[axis] for axis in v.rest]
+            index = np.unravel_index(place, [int(v.data.shape[axis]) for axis in v.rest])
+            at = (
+                self.labels[dim][i] if dim in self.labels else i for dim, i in zip(dims, index, strict=True)
+            )
+            where = ", ".join(f"{dim}={value}" for dim, value in zip(dims, at, strict=True))
+        return (
+            f"It is {len(columns):,} of {self.n_columns:,} features, the first at {where}. Features that are missing "
+            "in every sample, as land in a field of the sea, are left out by a VarianceThreshold() before it."
         )
 
     @property

@@ -108,7 +108,8 @@ def open_grid(X: Any, y: Any, sample_weight: Any, sample_dims: Any, missing: Any
         raise BlockMismatchError(
             "X is in memory, but y or sample_weight is chunked. Load those, too (.load()), or chunk X (.chunk())."
         )
-    grid = Grid(tuple(variables), target, weights, dims, names, missing)
+    labels = {dim: index for dim, index in X.indexes.items() if dim not in dims}
+    grid = Grid(tuple(variables), target, weights, dims, names, missing, labels)
     _check_size(grid)
     return grid
 

@@ -372,9 +372,19 @@ def inverse_transform(
             "transform gave."
         ) from err
     made, _ = _made(fitted, grid, "inverse_transform", tried.dtype, tried.shape[1], None)
+    never = _never_there(fitted)
+    if never is not None:
+        made = (da if isinstance(made, da.Array) else np).where(never, np.asarray(np.nan, made.dtype), made)
     if order is not None and order != list(range(len(order))):
         made = made[..., order]
     return _split(made, X, grid, like)
+
+
+def _never_there(fitted: Estimator) -> np.ndarray | None:
+    """Mark the features that a first step has left out as no sample had them: zero is not what they were."""
+    first = fitted.steps[0][1] if isinstance(fitted, Pipeline) else fitted
+    variances = getattr(first, "variances_", None)
+    return np.isnan(variances) if variances is not None and np.isnan(variances).any() else None
 
 
 def patterns(

@@ -27,7 +27,7 @@ def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | 
     """
     fits = list(walk.fits)
     for i, fit in enumerate(fits):
-        width = fit.meta.width
+        width = fit.meta.most_width
         if fit.way.by_size is None or width is None:
             continue
         way = fit.way.by_size(fit.estimator, Extent(width, n_rows, n_states, memory))
@@ -64,7 +64,7 @@ def state_nbytes(fits: Sequence[Fit], n_states: int, *, end: bool = True) -> int
     """Count the bytes of states, where they are large; and in the `end` of what is made of them, if that is more."""
     total = 0
     for fit in fits:
-        width = fit.meta.width
+        width = fit.meta.most_width
         if fit.way.footprint is not None and width is not None:
             state, made = fit.way.footprint(fit.estimator, width)
             total += Extent(width, None, n_states, None).held((state, made if end else 0))

@@ -44,7 +44,7 @@ def _of_scatter(scatter: Scatter, *, centred: bool) -> Spectrum:
 
 def _finish_pca(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     scatter: Scatter = stats[0]
-    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx))
+    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx), sums=scatter.x_mean)
     return _as_pca(estimator, _of_scatter(scatter, centred=True), meta)
 
 
@@ -125,7 +125,7 @@ def _solver(estimator: Estimator, n: int, width: int, sparse: bool) -> str:
 
 def _finish_svd(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> Estimator:
     scatter: Scatter = stats[0]
-    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx))
+    refuse.gaps(estimator, finite=refuse.is_finite(scatter.xx), sums=scatter.x_mean)
     width, kept = len(scatter.x_mean), estimator.n_components
     if kept > width:
         raise InputError(
@@ -153,7 +153,7 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta, *, pca: bool
     assert width is not None
 
     def check(found: Products) -> None:
-        refuse.gaps(estimator, finite=refuse.is_finite(found.total, found.products))
+        refuse.gaps(estimator, finite=refuse.is_finite(found.total, found.products), sums=found.mean)
         if pca:
             _check_most(estimator, found.n_rows, width)
 

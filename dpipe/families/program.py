@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn import config_context
+from sklearn.base import OneToOneFeatureMixin
 
 from dpipe.blocks.matrix import RowOrder, learner_matrix
 from dpipe.blocks.order import gathered
@@ -363,11 +364,27 @@ def _finish_one(finish: Finish, states: Sequence[Any], known: Known) -> Known:
         else:
             estimator = fit.way.finish(fit.estimator, stats, known_meta(fit, known.fitted))
     except (DpipeError, ValueError, TypeError) as err:
-        estimator = failed(fit, err)
+        estimator = failed(fit, err, known.fitted)
     return replace(known, fitted={**known.fitted, fit.index: Fitted(estimator, fit.way)})
 
 
-def failed(fit: Fit, err: Exception) -> Failed:
+def _of_the_data(columns: Any, source: Expression, fitted: Mapping[int, Fitted]) -> Any:
+    """Give positions of features as they are in the data; None if steps before have made others of them."""
+    if columns is None or isinstance(source, Raw):
+        return columns
+    if isinstance(source, Columns):
+        return _of_the_data(np.asarray(source.positions)[columns], source.source, fitted)
+    if not isinstance(source, Output):
+        return None
+    step = fitted[source.fit].estimator
+    if hasattr(step, "get_support"):
+        columns = np.flatnonzero(step.get_support())[columns]
+    elif not isinstance(step, OneToOneFeatureMixin):
+        return None
+    return _of_the_data(columns, source.source, fitted)
+
+
+def failed(fit: Fit, err: Exception, fitted: Mapping[int, Fitted]) -> Failed:
     """Give what stands for a fit that has raised an error, where it may.
 
     Raises
@@ -376,6 +393,8 @@ def failed(fit: Fit, err: Exception) -> Failed:
         Where it may not: the error, with the name of the fit.
     """
     if isinstance(err, DpipeError):
+        if isinstance(err, InputError):
+            err.columns = _of_the_data(err.columns, fit.source, fitted)
         if not fit.may_fail:
             raise err
         return Failed(err)

@@ -78,7 +78,7 @@ class Refinements:
             self._asked[fit.index] = tuple(map(weighted_want, wants)) if fit.weighted else wants
 
     def _give_up(self, fit: Fit, err: Exception) -> None:
-        self._fitted[fit.index] = Fitted(failed(fit, err), fit.way)
+        self._fitted[fit.index] = Fitted(failed(fit, err, self._known.fitted), fit.way)
         self._asked.pop(fit.index, None)
 
     def finished(self) -> Known:

@@ -29,19 +29,22 @@ def is_finite(*sums: Any) -> bool:
     return all(bool(np.isfinite(found).all()) for found in sums)
 
 
-def gaps(estimator: Estimator, *, finite: bool, what: str = "X") -> None:
-    """Refuse data that is not finite.
+def gaps(estimator: Estimator, *, finite: bool, what: str = "X", sums: np.ndarray | None = None) -> None:
+    """Refuse data that is not finite; `sums`, one for each feature, tell which features those are.
 
     Raises
     ------
     InputError
         If it is not.
     """
-    if not finite:
-        raise InputError(
-            f"{type(estimator).__name__}: {what} holds NaN or infinity. Put a SimpleImputer before it, or drop "
-            "those rows."
-        )
+    if finite:
+        return
+    err = InputError(
+        f"{type(estimator).__name__}: {what} holds NaN or infinity. Put a SimpleImputer before it, or drop "
+        "those rows."
+    )
+    err.columns = None if sums is None else np.flatnonzero(~np.isfinite(sums))
+    raise err
 
 
 @contextmanager

@@ -40,6 +40,8 @@ class Meta:
     """Whether a fit on it is given the weights of the rows."""
     one_dimensional: bool = False
     """Whether X was given as a series or an array of one dimension; its blocks have one column."""
+    most_columns: int | None = None
+    """Columns at most, where a fit decides which of them are kept."""
 
     def refuse(self, columns: np.ndarray, what: str) -> None:
         """Raise if any column is marked; `columns` is boolean, of shape (n_columns,)."""
@@ -60,6 +62,11 @@ class Meta:
     def width(self) -> int | None:
         """Number of columns, if it is known."""
         return self.n_columns if self.frame is None else self.frame.shape[1]
+
+    @property
+    def most_width(self) -> int | None:
+        """Number of columns, or how many there are at most."""
+        return self.most_columns if self.width is None else self.width
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,7 +144,7 @@ def _never(estimator: Estimator) -> bool:
 
 
 def _matrix_of_same_width(estimator: Estimator, meta: Meta) -> Meta:
-    return Meta(n_columns=meta.width, dtype=meta.dtype, sparse=meta.sparse)
+    return Meta(n_columns=meta.width, dtype=meta.dtype, sparse=meta.sparse, most_columns=meta.most_width)
 
 
 #: Yields the statistics that it asks for, is sent them merged, and returns the fitted estimator.

@@ -36,7 +36,7 @@ def _finish_variance(estimator: Estimator, stats: Sequence[Any], meta: Meta) -> 
     variances = np.where(moments.observed > 0, moments.variance, np.nan)
     if estimator.threshold == 0:
         # a constant column's variance can be a rounding error, its range cannot
-        variances = np.nanmin([variances, stats[1].high - stats[1].low], axis=0)
+        variances = np.fmin(variances, stats[1].high - stats[1].low)
     variances = variances.astype(moments.dtype)
     if np.all(~np.isfinite(variances) | (variances <= estimator.threshold)):
         raise InputError(
@@ -147,7 +147,7 @@ def _seen(stat: Any) -> tuple[Any, int, bool]:
 
 
 def _output(estimator: Estimator, meta: Meta) -> Meta:
-    return Meta(n_columns=None, dtype=meta.dtype, sparse=meta.sparse)
+    return Meta(n_columns=None, dtype=meta.dtype, sparse=meta.sparse, most_columns=meta.most_width)
 
 
 add(

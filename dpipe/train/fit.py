@@ -15,7 +15,8 @@ from distributed import Client
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
 from dpipe.cluster.local import compute, compute_keys, running
-from dpipe.errors import DpipeError
+from dpipe.collect.grids import Grid
+from dpipe.errors import DpipeError, InputError
 from dpipe.families.epochs import Epochs
 from dpipe.families.program import (
     Collector,
@@ -303,6 +304,10 @@ def run_fit(
             if isinstance(prepared, OwnFit):
                 return prepared.run(client, recorded, listener)
             known = run_passes(prepared, client, recorded)
+        except InputError as err:
+            if err.columns is None or not isinstance(prepared.source.X, Grid):
+                raise
+            raise type(err)(f"{err} {prepared.source.X.told(err.columns)}") from err
         finally:
             give_back()
     check_rows(prepared, known.tallies)
