@@ -182,11 +182,19 @@ class HeldBlock:
     w: np.ndarray | None
     flows: Mapping[str, Flow] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Let nobody write to what later readings will read."""
-        for array in (*self.values.values(), self.y, self.w):
-            if isinstance(array, np.ndarray):
-                array.flags.writeable = False
+    @classmethod
+    def of(
+        cls, values: Mapping[Any, Block], rows: Rows, flows: Mapping[str, Flow] | None = None
+    ) -> "HeldBlock":
+        """Hold values as the matrices that scratch would give, which nobody may write to."""
+        held: dict[Any, Block] = {}
+        for key, value in values.items():
+            arrays, maker = _taken_apart(value)
+            views = [array.view() for array in arrays]  # the arrays themselves may be the caller's
+            for view in views:
+                view.flags.writeable = False
+            held[key] = maker(*views)
+        return cls(held, rows.y, rows.w, flows or {})
 
     def rows(self) -> Rows:
         """Give the block, for reading only."""

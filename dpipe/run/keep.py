@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dask.task_spec import List, TaskRef
@@ -66,11 +67,8 @@ def keep_block(
     rows, flows = loaded(load, inputs, at, block)
     size = nbytes(rows.X)
     made = keep(rows, known) if n_rows(rows.X) else {}
-    kept: ScratchBlock | HeldBlock
-    if folder is None:
-        kept = HeldBlock(made, rows.y, rows.w, flows)
-    else:
-        kept = ScratchBlock.write(folder, token, made, rows, flows)
+    keep_it = HeldBlock.of if folder is None else partial(ScratchBlock.write, folder, token)
+    kept: ScratchBlock | HeldBlock = keep_it(made, rows, flows)
     del rows, made
     trim(size)
     return kept

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 from dpipe.blocks import scratch
 from dpipe.blocks.matrix import OneHot, hstack
 from dpipe.blocks.rows import Rows
-from dpipe.blocks.scratch import ScratchBlock
+from dpipe.blocks.scratch import HeldBlock, ScratchBlock
 from dpipe.blocks.side_by_side import side_by_side
 from dpipe.errors import DpipeError
 
@@ -131,3 +132,21 @@ def test_parts_multiply_as_the_matrix_they_stand_for(parts, sparse):
 def test_parts_that_are_no_codes_are_left_alone():
     assert side_by_side([DENSE, DENSE], sparse=False) is None
     assert side_by_side([CODES, CSR], sparse=True) is None
+
+
+def test_held_blocks_are_what_scratch_gives_and_cannot_be_written_to(tmp_path):
+    own = DENSE.copy()
+    values = {"d": own, "s": CSR, "f": pd.DataFrame({"a": [1, 2], "b": [0.5, 1.0]})}
+    rows = Rows(own, DENSE[:, 0], None)
+    held = HeldBlock.of(values, rows).rows()
+    kept = ScratchBlock.write(str(tmp_path), "token", values, rows).rows()
+    for key, value in kept.values.items():
+        assert type(held.values[key]) is type(value)
+        assert held.values[key].dtype == value.dtype
+        plain = (each.toarray() if sp.issparse(each) else each for each in (held.values[key], value))
+        np.testing.assert_array_equal(*plain)
+    np.testing.assert_array_equal(held.y, kept.y)
+    for array in (held.values["d"], held.values["s"].data, held.values["f"]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 7.0
+    own[0, 0] = 5.0  # the caller's array is as it was
