@@ -155,7 +155,9 @@ def _sized(walk: Walk, shape: DataShape, resources: Resources) -> Walk:
     rows = shape.n_rows
     if rows is None and shape.likely_block_rows is not None:
         rows = shape.likely_block_rows * len(shape.rows)
-    return chosen_by_size(walk, rows, n_states_held(len(shape.rows), 1), resources.memory)
+    return chosen_by_size(
+        walk, rows, n_states_held(len(shape.rows), 1), resources.memory, resources.available
+    )
 
 
 class _Pass:

@@ -7,7 +7,9 @@ from dpipe.families.compose import Fit, Walk
 from dpipe.families.registry import Extent
 
 
-def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | None) -> Walk:
+def chosen_by_size(
+    walk: Walk, n_rows: int | None, n_states: int, memory: int | None, available: int | None = None
+) -> Walk:
     """Let each fit choose its way by the size of its input and the budget, not by the threads that work on it.
 
     Parameters
@@ -19,6 +21,8 @@ def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | 
         States of blocks that one thread holds at a time, at most.
     memory : int, optional
         Bytes of a worker; None for no limit.
+    available : int, optional
+        Bytes of memory that are free where it works.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def chosen_by_size(walk: Walk, n_rows: int | None, n_states: int, memory: int | 
         width = fit.meta.most_width
         if fit.way.by_size is None or width is None:
             continue
-        way = fit.way.by_size(fit.estimator, Extent(width, n_rows, n_states, memory))
+        way = fit.way.by_size(fit.estimator, Extent(width, n_rows, n_states, memory, available))
         if way is not None:
             wants = tuple((want, fit.source) for want in way.wants(fit.estimator))
             fits[i] = replace(fit, way=way, wants=wants)

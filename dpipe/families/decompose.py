@@ -25,8 +25,10 @@ from dpipe.sizes import format_bytes
 
 #: Up to so many features cross products are cheap, also in memory; scikit-learn draws the same line.
 _NARROW = 1000
+#: Cross products up to this size fit into any budget that is worth setting.
+_LARGE_NBYTES = 32 * 2**20
 #: Readings that the leading components usually take.
-_USUAL_READINGS = 6
+_USUAL_READINGS = 5
 #: Measured costs, in operations of a large product: to move a value through memory, to multiply one by a direction and
 #: back, and to find a value of an eigenvector.
 _MOVING, _SLENDER, _EIGEN = 120, 8, 7
@@ -179,19 +181,22 @@ def _leading_nbytes(estimator: Estimator, width: int) -> tuple[int, int]:
 
 
 def _by_size(estimator: Estimator, extent: Extent, *, pca: bool) -> Way | None:
-    """Choose the way of wide rows where cross products of all features cost more, or do not fit."""
+    """Choose the way of wide rows where cross products of all features cost more, or are large."""
     wanted, width, name = estimator.n_components, extent.width, type(estimator).__name__
     if width <= _NARROW:
         return None
     products = f"the cross products of {width:,} features take {format_bytes(8 * width**2)}"
-    held = extent.held(_scatter_nbytes(estimator, width))
-    fits = extent.memory is None or 2 * held <= extent.memory
     if not isinstance(wanted, int | np.integer):
-        if not fits:
+        held = extent.held(_scatter_nbytes(estimator, width))
+        limit = extent.available if extent.memory is None else extent.memory // 2
+        if limit is not None and held > limit:
+            given = f"{format_bytes(limit)} of memory are free"
+            if extent.memory is not None:
+                given = f"the budget is {format_bytes(extent.memory)}"
             raise MemoryLimitError(
                 f"{name}(n_components={wanted!r}) needs all components: {products}, and several of them are held, "
-                f"{format_bytes(held)} in all, but the budget is {format_bytes(extent.memory or 0)}. Ask for a number "
-                "of components, as n_components=20, which are found without them, or coarsen the features."
+                f"{format_bytes(held)} in all, but {given}. Ask for a number of components, as n_components=20, which "
+                "are found without them, or coarsen the features."
             )
         return None
     # of rows that are not counted, there may be many
@@ -199,7 +204,8 @@ def _by_size(estimator: Estimator, extent: Extent, *, pca: bool) -> Way | None:
     exact = n * width**2 + _EIGEN * width**3
     k = n_directions(int(wanted), estimator.n_oversamples)
     approached = _USUAL_READINGS * n * width * (_SLENDER * k + _MOVING)
-    if fits and exact <= approached:
+    # by the shape alone: a budget that decided would make another answer of it
+    if 8 * width**2 <= _LARGE_NBYTES and exact <= approached:
         return None
     why = f"{products}: only the leading {wanted} components are sought, {k} directions at a time"
     return replace(_WIDE[pca], because=f"{name}: {why}")

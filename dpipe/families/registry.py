@@ -171,6 +171,8 @@ class Extent:
     """States of blocks that are held at a time, at most."""
     memory: int | None
     """Bytes of a worker; None for no limit."""
+    available: int | None = None
+    """Bytes of memory that are free where it works; None if that cannot be seen."""
 
     def held(self, footprint: tuple[int, int]) -> int:
         """Count the bytes that its states and its end take, at most."""

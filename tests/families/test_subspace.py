@@ -226,6 +226,24 @@ def test_what_does_not_fit_is_refused_with_the_figures(estimator, memory, said):
         dpipe.plan(estimator, X, memory=memory)
 
 
+@pytest.mark.parametrize("estimator", [PCA(), PCA(0.9), PCA("mle")])
+def test_what_is_larger_than_the_memory_is_refused_without_a_budget(estimator):
+    X = da.zeros((2_000_000, 1_000_000), chunks=(10, 1_000_000), dtype="f4")
+    with raise_if_computes(), pytest.raises(MemoryLimitError, match=r"7\.28 TiB, .* of memory are free"):
+        dpipe.plan(estimator, X)
+
+
+@pytest.mark.parametrize(("width", "way"), [(1_500, "merge"), (2_500, "refine")])
+def test_the_way_does_not_depend_on_the_budget(width, way):
+    X = da.zeros((100_000, width), chunks=(500, width), dtype="f4")
+    with raise_if_computes():
+        ways = {
+            dpipe.plan(PCA(5), X, memory=memory).passes[0].way
+            for memory in (None, "900 MiB", "2 GiB", "64 GiB")
+        }
+    assert ways == {way}
+
+
 @wide
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(InputError, match="there are 20 rows of 300 features. Ask for at most 20"):
