@@ -1,6 +1,7 @@
 """Rows in and rows out of every stage of a pipeline, and the proof that none was lost or is there twice."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from dpipe.blocks.flows import Flow, tell
 from dpipe.blocks.table import n_rows
 from dpipe.errors import ConservationError, InputError
 from dpipe.monitor.record import StageRecord
+from dpipe.pipeline.arrays import is_array
 from dpipe.pipeline.stages import Stage
 
 #: What each operation has counted, in each of the passes that read it.
@@ -152,6 +154,29 @@ def with_rows(stage: Stage, record: StageRecord, told: Told, rows: Mapping[int, 
         rows_in=record.rows_in if n_in is None else n_in,
         rows_out=record.rows_out if n_out is None else n_out,
     )
+
+
+def with_samples(stages: Sequence[Stage], records: Sequence[StageRecord]) -> list[StageRecord]:
+    """Fill in how many samples the stages of labelled arrays took and gave, as their sizes tell.
+
+    Which dims are samples is what the first stage says that learns from arrays or scores them.
+    """
+    found = (stage.settings["samples"] for stage in stages if stage.settings.get("samples"))
+    named = next(found, {"sample_dims": ()})["sample_dims"]
+    dims = (named,) if isinstance(named, str) else tuple(named)
+
+    def n_samples(*values: Any) -> int | None:
+        if not dims or not all(is_array(value) and set(dims) <= set(value.sizes) for value in values):
+            return None
+        n = sum(math.prod(value.sizes[dim] for dim in dims) for value in values)
+        return None if math.isnan(n) else int(n)
+
+    made = []
+    for stage, record in zip(stages, records, strict=True):
+        n_out = n_samples(*stage.outputs) if stage.kind in ("collect", "preprocess", "split") else None
+        n_in = None if n_out is None else n_samples(*(stage.inputs or stage.outputs))
+        made.append(record if n_out is None else replace(record, rows_in=n_in, rows_out=n_out))
+    return made
 
 
 def rows_taken(stage: Stage, told: Told) -> int | None:

@@ -17,7 +17,7 @@ from dpipe.ledger.book import Ledger
 from dpipe.monitor.record import CurveRecord, StageRecord
 from dpipe.monitor.session import Session
 from dpipe.pipeline.arrays import is_array, needs_after, read_elsewhere, rebound
-from dpipe.pipeline.conservation import check_flows, rows_taken, with_rows
+from dpipe.pipeline.conservation import check_flows, rows_taken, with_rows, with_samples
 from dpipe.pipeline.delayed import write_maps
 from dpipe.pipeline.stages import Stage, bundle_input, columns_of, fit_arguments
 from dpipe.pipeline.stores import planned_stores
@@ -112,10 +112,11 @@ class Runner:
             taken = rows_taken(stage, self.session.flows)
             if taken is not None and stage.inputs:
                 self.rows.setdefault(id(stage.inputs[0]), taken)
-        self.session.stages[:] = [
+        records = [
             with_rows(stage, record, self.session.flows, self.rows)
             for stage, record in zip(self.stages, self.session.stages, strict=True)
         ]
+        self.session.stages[:] = with_samples(self.stages, records)
 
     def _stored(self, i: int) -> str:
         """Write the arrays of a stage to its store, which later stages read from here on."""

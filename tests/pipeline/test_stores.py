@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import dpipe
 from dpipe.errors import InputError, OutputError
+from dpipe.monitor.record import RunRecord
 from dpipe.outputs import rechunk as rechunking
 from tests.helpers import raise_if_computes
 
@@ -58,8 +59,12 @@ def notes(workdir):
     return {stage["name"]: stage["note"] for stage in record["stages"]}, record["notes"]
 
 
+def by_time(source):
+    return dpipe.open_netcdf(source)["z"].load()
+
+
 def by_hand(source):
-    z = dpipe.open_netcdf(source)["z"].load()
+    z = by_time(source)
     train, _ = dpipe.fields.split(seasonless(z), test_size=0.25, block="20D", gap="2D")
     return PCA(2).fit(train.values.reshape(len(train), -1))
 
@@ -82,6 +87,16 @@ def test_a_pipeline_of_arrays_equals_scikit_learn_by_hand(folder, tmp_path):
     assert dpipe.verify(workdir / "stores" / "collect.zarr").ok
     assert "2,880 values" in notes(workdir)[0]["collect"]
     assert "work/stores/collect.zarr: written" in (workdir / "report.html").read_text()
+    rows = {
+        stage.kind: (stage.rows_in, stage.rows_out) for stage in RunRecord.read(workdir / "run.json").stages
+    }
+    train, test = map(len, dpipe.fields.split(by_time(folder), test_size=0.25, block="20D", gap="2D"))
+    assert rows == {
+        "collect": (120, 120),
+        "preprocess": (120, 120),
+        "split": (120, train + test),
+        "train": (train, train),
+    }
 
 
 def test_models_read_the_store_and_not_the_files(folder, tmp_path):
