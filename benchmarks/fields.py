@@ -9,10 +9,8 @@ each under a hard limit if a program is named that sets one, and the table shows
 
 import json
 import shlex
-import subprocess
 import sys
-import tempfile
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -26,8 +24,9 @@ from sklearn.decomposition import PCA
 from zarr.codecs import BloscCodec
 
 import dpipe
+from benchmarks.apart import options, parsed, run_apart
 from benchmarks.contenders.job import Clock, peak_nbytes
-from benchmarks.fit_and_score import ROOT, conditions
+from benchmarks.fit_and_score import conditions
 
 LATS, LONS, DAYS_A_CHUNK = 181, 360, 32
 #: Standard deviations of the modes of the field; the last of them stand out of the noise by far.
@@ -188,18 +187,9 @@ def run_here(arguments: Namespace) -> None:
     print(json.dumps({"seconds": clock.seconds, "peak_nbytes": peak_nbytes(), "answer": answer}))
 
 
-def run_apart(name: str, arguments: Namespace, days: int, limit: Sequence[str] = ()) -> dict[str, Any]:
-    """Run a contender in a process of its own, started by the program that sets a limit if there is one."""
+def _apart(name: str, arguments: Namespace, days: int, limit: Sequence[str] = ()) -> dict[str, Any]:
     given = {"days": days, "memory": arguments.memory, "modes": arguments.modes, "folder": arguments.folder}
-    options = [f"--{option}={value}" for option, value in given.items() if value is not None]
-    command = [*limit, sys.executable, "-m", "benchmarks.fields", *options, f"--only={name}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        told = done.stderr.strip().splitlines()[-1:]
-        raise RuntimeError(f"{name} ended with status {done.returncode}: {' '.join(told)}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found["limit"] = done.stderr.strip().splitlines()[-1] if limit else ""
-    return found
+    return run_apart("fields", name, given, limit)
 
 
 def row(pair: tuple[str, str, float], runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -231,7 +221,7 @@ def compare_peaks(arguments: Namespace) -> None:
     for name in arguments.contenders.split(","):
         for days in (arguments.days // 2, arguments.days):
             made_store(arguments.folder, days)
-            found = run_apart(name, arguments, days, shlex.split(arguments.limit or ""))
+            found = _apart(name, arguments, days, shlex.split(arguments.limit or ""))
             size = days * LATS * LONS * 4 / 2**20
             peak = found["peak_nbytes"] / 2**20
             print(
@@ -253,26 +243,20 @@ def compare_speed(arguments: Namespace) -> None:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pair[:2]}
         for _ in range(arguments.repeat):
             for name in runs:
-                runs[name].append(run_apart(name, arguments, arguments.days))
+                runs[name].append(_apart(name, arguments, arguments.days))
         print(row(pair, runs), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the store, run all in turns, print the table."""
-    parser = ArgumentParser(prog="python -m benchmarks.fields", description=__doc__)
-    parser.add_argument("--days", type=int, default=4_000, help="maps of 261 kB (4_000, one gigabyte)")
+    size = "maps of 261 kB (4_000, one gigabyte)"
+    parser = options("fields", __doc__, CONTENDERS, 4_000, size)
     parser.add_argument("--modes", type=int, default=5, help="EOFs that are sought (5)")
     parser.add_argument(
         "--memory", help="the budget of dpipe; with it, the peaks are compared, not the speed"
     )
     parser.add_argument("--limit", help="a command that runs another one under a hard limit")
-    parser.add_argument("--folder", type=Path, help="where the data is or goes (a temporary folder)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender (3)")
-    parser.add_argument("--contenders", help="which, by commas")
-    parser.add_argument("--only", choices=CONTENDERS, help="run this one here, and print JSON")
-    arguments = parser.parse_args(argv)
-    arguments.folder = (arguments.folder or Path(tempfile.gettempdir()) / "fields").resolve()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    arguments = parsed(parser, argv, "fields")
     if arguments.only:
         run_here(arguments)
         return 0

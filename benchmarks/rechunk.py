@@ -7,13 +7,12 @@ medians. Clocks start when all is imported; what a contender wrote is compared w
 
 import json
 import shutil
-import subprocess
 import sys
-import tempfile
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -21,8 +20,9 @@ import zarr
 from dask.utils import parse_bytes
 
 import dpipe
+from benchmarks.apart import options, parsed, run_apart
 from benchmarks.contenders.job import Clock, peak_nbytes
-from benchmarks.fit_and_score import ROOT, conditions
+from benchmarks.fit_and_score import conditions
 
 LATS, LONS, DAYS_A_CHUNK = 90, 180, 4
 
@@ -113,15 +113,6 @@ def run_here(arguments: Namespace) -> None:
     print(json.dumps({"seconds": clock.seconds, "peak_nbytes": peak_nbytes(), "right": right}))
 
 
-def run_apart(name: str, arguments: Namespace) -> dict[str, float]:
-    """Run a contender in a process of its own."""
-    options = [f"--{option}={getattr(arguments, option)}" for option in ("days", "memory", "folder")]
-    command = [sys.executable, "-m", "benchmarks.rechunk", *options, f"--only={name}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def row(name: str, runs: dict[str, list[dict[str, float]]]) -> str:
     """Draw one row of the table: medians, and the median of the ratios of each turn.
 
@@ -139,18 +130,11 @@ def row(name: str, runs: dict[str, list[dict[str, float]]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the store, run all in turns, print the table."""
-    parser = ArgumentParser(prog="python -m benchmarks.rechunk", description=__doc__)
-    parser.add_argument("--days", type=int, default=16_000, help="maps of 65 kB (16_000, one gigabyte)")
+    size = "maps of 65 kB (16_000, one gigabyte)"
+    parser = options("rechunk", __doc__, CONTENDERS, 16_000, size)
     parser.add_argument("--memory", default="1 GiB", help="the budget of each (1 GiB)")
-    parser.add_argument("--folder", type=Path, help="where the data is or goes (a temporary folder)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender (3)")
-    parser.add_argument(
-        "--contenders", default="dpipe_rechunk,dask_p2p", help="which, by commas; dpipe_rechunk is one"
-    )
-    parser.add_argument("--only", choices=CONTENDERS, help="run this one here, and print JSON")
-    arguments = parser.parse_args(argv)
-    arguments.folder = (arguments.folder or Path(tempfile.gettempdir()) / "rechunk").resolve()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    parser.set_defaults(contenders="dpipe_rechunk,dask_p2p")
+    arguments = parsed(parser, argv, "rechunk")
     if arguments.only:
         run_here(arguments)
         return 0
@@ -158,10 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(conditions(arguments.days, arguments.repeat), end="\n\n")
     print("| contender | median | ratio | peak | right |\n|---|---|---|---|---|")
     names = arguments.contenders.split(",")
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    given = {option: getattr(arguments, option) for option in ("days", "memory", "folder")}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(arguments.repeat):
         for name in names:
-            runs[name].append(run_apart(name, arguments))
+            runs[name].append(run_apart("rechunk", name, given))
     for name in names:
         print(row(name, runs), flush=True)
     return 0
