@@ -13,10 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import cloudpickle
 import psutil
@@ -175,7 +176,7 @@ def _last_line(said: bytes) -> str:
     return lines[-1] if lines else ""
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Be one rank."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not stand among what is given
@@ -185,20 +186,20 @@ def main() -> int:
     try:
         found = _joined(_rebuilt(work), ranks, meeting, threads)
     except Exception as err:
-        if _is_of_others(err):
-            raise
-        out.write(json.dumps({"error": _complaint(err)}).encode())
-        out.close()
-        return _SAID
+        lost = _is_of_others(err)
+        found, status = b"" if lost else json.dumps({"error": _complaint(err)}).encode(), 1 if lost else _SAID
+        traceback.print_exc()
+    else:
+        status = 0
     out.write(found)
     out.close()
     sys.stderr.flush()
-    os._exit(0)  # gloo's threads may wait for peers that have ended before
+    os._exit(status)  # gloo's threads may wait for peers that have ended before, and one waits for the input
 
 
 def _end_with_parent() -> None:
     # not a byte will come: the input is closed when the process at its other end is no more
-    sys.stdin.buffer.read(1)
+    os.read(0, 1)
     os._exit(1)
 
 
@@ -258,4 +259,4 @@ def _complaint(err: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
