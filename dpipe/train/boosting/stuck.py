@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import psutil
 from distributed import get_worker
 
 #: How long a learner that nobody waits for may do nothing at all before it counts as stuck.
@@ -39,7 +40,7 @@ def ended(threads: Sequence[threading.Thread], given_up: Callable[[], bool]) -> 
         if not given_up():
             since = time.monotonic()
             continue
-        now = sum(map(_processor_time, alive))
+        now = _processor_time(alive)
         if abs(now - used) > 1e-3:
             used, since = now, time.monotonic()
         elif time.monotonic() - since > _IDLE_S:
@@ -47,14 +48,10 @@ def ended(threads: Sequence[threading.Thread], given_up: Callable[[], bool]) -> 
     return True
 
 
-def _processor_time(thread: threading.Thread) -> float:
-    """Give the seconds that a thread has computed for; where the system does not tell, those that have passed."""
-    if not hasattr(time, "pthread_getcpuclockid") or thread.ident is None:
-        return time.monotonic()
-    try:
-        return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-    except OSError:  # it has ended
-        return 0.0
+def _processor_time(threads: Sequence[threading.Thread]) -> float:
+    """Give the seconds that threads have computed for; what has ended meanwhile counts no more."""
+    numbers = {thread.native_id for thread in threads}
+    return sum(each.user_time + each.system_time for each in psutil.Process().threads() if each.id in numbers)
 
 
 def renew_worker(threads: Sequence[threading.Thread], after_s: float) -> None:
