@@ -80,7 +80,8 @@ class DataParallel(NetworkEstimator):
 
     Examples
     --------
-    >>> import functools, numpy as np, torch
+    >>> import functools, numpy as np, pytest
+    >>> torch = pytest.importorskip("torch")
     >>> X = np.random.default_rng(0).normal(size=(256, 2))
     >>> layers = torch.nn.Linear(2, 1), torch.nn.Flatten(0)
     >>> sgd = functools.partial(torch.optim.SGD, lr=0.5)
