@@ -140,7 +140,6 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", metavar="N", type=int, help="blocks to work on at a time (default: one a processor)"
     )
-
     parser.add_argument(
         "--cluster",
         metavar="FILE|NAME",

@@ -114,10 +114,8 @@ def score_files(
         Columns of the input to copy to the output, before those of the predictions.
     block_nbytes : int or str, default "32 MiB", or less if `memory` asks for it
         Decoded size of the rows that are worked on at a time.
-    memory : int or str, optional
-        Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
-    client : distributed.Client, optional
-        Default: the current client; without one, dpipe runs in this process and cleans up after.
+    memory, client
+        As for `dpipe.fit`.
     workers : int, optional
         Files at a time without a client; default one a processor.
     trusted : sequence of str

@@ -175,11 +175,9 @@ def rechunk(
     check_room(plan, _held_nbytes(plan.between))
     check_folder(folder, overwrite)
     with Ledger(folder / UNFINISHED) as ledger:
-        # how much memory is free differs from call to call, and regions must not
         before = _limit_before(ledger)
         plan = planned(dataset.variables, targets, place, plan.between, before)
-        if plan.limit_nbytes != before:
-            ledger.pen.write(_LIMIT, str(plan.limit_nbytes).encode())
+        _keep_limit(ledger, before, plan.limit_nbytes)
         _written(dataset, plan, folder, ledger, replace(place, threads=plan.threads), overwrite=overwrite)
     shutil.rmtree(plan.between, ignore_errors=True)
     shutil.rmtree(folder / UNFINISHED)
@@ -187,11 +185,17 @@ def rechunk(
 
 
 def _limit_before(ledger: Ledger) -> int | None:
+    """Give the limit of a call that was stopped: how much memory is free differs, and regions must not."""
     place = ledger.find(_LIMIT)
     try:
         return None if place is None else int(place.read())
     except (LedgerError, ValueError):
         return None
+
+
+def _keep_limit(ledger: Ledger, before: int | None, limit_nbytes: int) -> None:
+    if limit_nbytes != before:
+        ledger.pen.write(_LIMIT, str(limit_nbytes).encode())
 
 
 def _place(dataset: xr.Dataset, memory: int | str | None, client: Client | None) -> Place:

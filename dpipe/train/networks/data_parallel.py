@@ -1,17 +1,14 @@
 """`DataParallel`: a network as a scikit-learn estimator, trained by several processes together."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from distributed import Client
 from sklearn.pipeline import Pipeline
 
 from dpipe.errors import InputError
-from dpipe.train.fit import fit
-from dpipe.train.loading.loader import Loader, check_count
+from dpipe.train.loading.loader import check_count
 from dpipe.train.networks.estimator import NetworkEstimator, checked_labels
 from dpipe.train.networks.prepared import PreparedNetwork, learned_network, prepare_network
 from dpipe.train.networks.ranks import Ranks
@@ -139,34 +136,6 @@ class DataParallel(NetworkEstimator):
         self.checkpoint_every = checkpoint_every
         self.timeout_s = timeout_s
 
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        *,
-        memory: int | str | None = None,
-        client: Client | None = None,
-        workdir: str | os.PathLike[str] | None = None,
-    ) -> "DataParallel":
-        """Learn; `dpipe.fit` gives a fitted clone instead, and takes the same arguments.
-
-        Returns
-        -------
-        DataParallel
-            Itself.
-
-        Raises
-        ------
-        DpipeError
-            As `dpipe.fit` does.
-        InputError
-            If the loss is no longer finite.
-        ClusterError
-            If the processes of group after group die.
-        """
-        self.take(fit(self, X, y, memory=memory, client=client, workdir=workdir))
-        return self
-
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "DataParallel":
         """Learn some rows in memory once, batch after batch in random order, in this process; go on from the last call.
 
@@ -223,14 +192,8 @@ class DataParallel(NetworkEstimator):
         InputError
             If a parameter does not do.
         """
-        how: dict[str, Any] = {"batch_size": self.batch_size, "shares": self.shares, "transform": transform}
         seed = self.random_state if random_state is None else random_state
-        loader = Loader(X, y, random_state=seed, shuffle=self.shuffle, mix=self.mix, **how)  # type: ignore[arg-type]
-        validation = None
-        if self.validation is not None:
-            if not isinstance(self.validation, tuple) or len(self.validation) != 2:
-                raise InputError(f"validation must be rows of their own, (X, y), got {self.validation!r}.")
-            validation = Loader(*self.validation, shuffle=None, **how)
+        loader, validation = self.loaders(X, y, seed, transform=transform)
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}.")
         if self.device not in (None, "cpu", "cuda"):

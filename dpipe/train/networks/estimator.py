@@ -3,9 +3,10 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from distributed import Client
 from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import ClassifierTags, RegressorTags
@@ -13,6 +14,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from dpipe.errors import InputError
+from dpipe.train.fit import fit
+from dpipe.train.loading.loader import Loader
 from dpipe.train.loading.matrices import prepared_matrix
 from dpipe.train.networks.frozen import frozen, thawed
 
@@ -27,12 +30,17 @@ def _is_classifier(estimator: Any) -> bool:
 class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
     """A network that takes rows of numbers; a subclass says how it is trained.
 
-    Its parameters `module`, `classes` and `batch_size` are used here, and its fitted attribute `module_`.
+    Its parameters `module`, `classes`, `validation` and those of the loader are used here, and its fitted attribute
+    `module_`.
     """
 
     module: Any
     classes: Any
     batch_size: int
+    shuffle: Any
+    mix: int
+    shares: int
+    validation: Any
     module_: Any
 
     def __sklearn_tags__(self) -> Any:
@@ -64,6 +72,52 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
         if self.classes is None:
             raise AttributeError("there are no classes_: the network was given no classes=[...]")
         return np.asarray(self.classes)
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        memory: int | str | None = None,
+        client: Client | None = None,
+        workdir: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Learn; `dpipe.fit` gives a fitted clone instead, and takes the same arguments.
+
+        Returns
+        -------
+        DataParallel or ModelParallel
+            Itself.
+
+        Raises
+        ------
+        DpipeError
+            As `dpipe.fit` does.
+        InputError
+            If the module cannot be split, or the loss is no longer finite.
+        MemoryLimitError
+            If no cut keeps to the memory of the workers.
+        ClusterError
+            If the processes of group after group die.
+        """
+        self.take(fit(self, X, y, memory=memory, client=client, workdir=workdir))
+        return self
+
+    def loaders(self, X: Any, y: Any, seed: int, **how: Any) -> tuple[Loader, Loader | None]:
+        """Give what loads the rows to learn from, and those of `validation`, if there are any.
+
+        Raises
+        ------
+        InputError
+            If a parameter does not do.
+        """
+        how |= {"batch_size": self.batch_size, "shares": self.shares}
+        loader = Loader(X, y, random_state=seed, shuffle=self.shuffle, mix=self.mix, **how)
+        if self.validation is None:
+            return loader, None
+        if not isinstance(self.validation, tuple) or len(self.validation) != 2:
+            raise InputError(f"validation must be rows of their own, (X, y), got {self.validation!r}.")
+        return loader, Loader(*self.validation, shuffle=None, **how)
 
     def take(self, fitted: "NetworkEstimator") -> None:
         """Take over what another one has learned."""

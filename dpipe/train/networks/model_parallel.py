@@ -8,8 +8,7 @@ from distributed import Client
 from sklearn.pipeline import Pipeline
 
 from dpipe.errors import InputError
-from dpipe.train.fit import fit
-from dpipe.train.loading.loader import Loader, check_count
+from dpipe.train.loading.loader import check_count
 from dpipe.train.networks.chain import is_module
 from dpipe.train.networks.estimator import NetworkEstimator, checked_labels
 from dpipe.train.networks.prepared_stages import PreparedStages, Staged, prepare_stages
@@ -153,36 +152,6 @@ class ModelParallel(NetworkEstimator):
             state["module"] = state["module_"]
         return {name: value for name, value in state.items() if name != "split_"}
 
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        *,
-        memory: int | str | None = None,
-        client: Client | None = None,
-        workdir: str | os.PathLike[str] | None = None,
-    ) -> "ModelParallel":
-        """Learn; `dpipe.fit` gives a fitted clone instead, and takes the same arguments.
-
-        Returns
-        -------
-        ModelParallel
-            Itself.
-
-        Raises
-        ------
-        DpipeError
-            As `dpipe.fit` does.
-        InputError
-            If the module cannot be split, or the loss is no longer finite.
-        MemoryLimitError
-            If no cut keeps to the memory of the workers.
-        ClusterError
-            If the processes of group after group die.
-        """
-        self.take(fit(self, X, y, memory=memory, client=client, workdir=workdir))
-        return self
-
     def plan(
         self, X: Any, y: Any, *, memory: int | str | None = None, client: Client | None = None
     ) -> SplitPlan:
@@ -229,13 +198,5 @@ class ModelParallel(NetworkEstimator):
         for name in ("epochs", "patience", "checkpoint_every"):
             check_count(name, getattr(self, name))
         # the first stage reads for all of them
-        how: dict[str, Any] = {"batch_size": self.batch_size, "shares": self.shares, "transform": transform}
-        how |= {"rank": 0, "n_ranks": 1}
-        seed = self.random_state
-        loader = Loader(X, y, random_state=seed, shuffle=self.shuffle, mix=self.mix, **how)  # type: ignore[arg-type]
-        held = None
-        if self.validation is not None:
-            if not isinstance(self.validation, tuple) or len(self.validation) != 2:
-                raise InputError(f"validation must be rows of their own, (X, y), got {self.validation!r}.")
-            held = Loader(*self.validation, shuffle=None, **how)
+        loader, held = self.loaders(X, y, self.random_state, transform=transform, rank=0, n_ranks=1)
         return Staged(self, loader, held, checked_labels(self.classes))
