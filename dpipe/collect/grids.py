@@ -186,7 +186,7 @@ class Grid:
     @property
     def row_nbytes(self) -> dict[str, int]:
         """Bytes of a row, a column each."""
-        sizes = [v.dtype.itemsize for v in self.X for _ in range(v.width)]
+        sizes = [size for v in self.X for size in [v.dtype.itemsize] * v.width]
         names = self.names or tuple(f"x{j}" for j in range(len(sizes)))
         return dict(zip(names, sizes, strict=True))
 

@@ -166,6 +166,7 @@ def _refine(estimator: Estimator, stats: Sequence[Any], meta: Meta, *, pca: bool
         oversamples=estimator.n_oversamples,
         seed=int(seed) if isinstance(seed, int | np.integer) else 0,
         centred=pca,
+        sparse=meta.sparse,
         check=check,
     )
     return (_as_pca if pca else _as_svd)(estimator, found, meta)

@@ -11,6 +11,7 @@ from dask.task_spec import List, TaskRef
 from dpipe.blocks.heap import keep_freed, trim
 from dpipe.blocks.rows import Rows, RowsAt, Tally
 from dpipe.blocks.table import n_rows
+from dpipe.blocks.threads import single_threaded_blas
 from dpipe.collect.loads import Load
 from dpipe.errors import LedgerError
 from dpipe.monitor.events import emit
@@ -188,6 +189,7 @@ def _scan_run(
     return PassState(collect.added_up(sums), reduce(Tally.merge, tallies))
 
 
+@single_threaded_blas()
 def _scan_block(
     load: Load,
     inputs: Sequence[Any],
@@ -209,6 +211,7 @@ def _scan_block(
     return PassState(states, tally)
 
 
+@single_threaded_blas()  # a thread of BLAS that has helped once waits for more at full speed, beside the other tasks
 def _merge(
     parts: Sequence[PassState],
     entry: Entry | None = None,
