@@ -244,7 +244,7 @@ def dashboard_link() -> str:
 def compute(value: Any, client: Client | None, threads: int = 1) -> Any:
     """Compute one Delayed: by the client if there is one, else as Dask is configured, else by threads."""
     try:
-        with _short_collections(), explained(client):
+        with short_collections(), explained(client):
             if client is None:
                 return value.compute(**_scheduler(threads))
             return client.compute(value, sync=True)
@@ -271,7 +271,7 @@ def compute_keys(
     kept : list
         Futures if there is a client, else values; to be put into later graphs as they are.
     """
-    with _short_collections(), explained(client):
+    with short_collections(), explained(client):
         if client is not None:
             futures = client.get(tasks, [key, *kept], sync=False)
             return futures[0].result(), list(futures[1:])
@@ -309,7 +309,7 @@ def explained(client: Client | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _short_collections() -> Iterator[None]:
+def short_collections() -> Iterator[None]:
     """Keep Python's garbage collector off what is there already: walking it stops all threads for long."""
     if gc.get_freeze_count():  # somebody else's
         yield

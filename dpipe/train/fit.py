@@ -15,7 +15,7 @@ from distributed import Client
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
 from dpipe.cluster.cluster import takes_cluster
-from dpipe.cluster.local import compute, compute_keys, running
+from dpipe.cluster.local import compute, compute_keys, running, short_collections
 from dpipe.collect.grids import Grid
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.epochs import Epochs
@@ -54,6 +54,7 @@ def _token(prepared: Prepared) -> str:
     return graph_token(estimator, source.X, source.y, source.w, prepared.epochs, *beside)
 
 
+@short_collections()  # of a graph nothing is garbage yet
 def _build(
     prepared: Prepared, passes: range, known: Known | None = None, recorded: Recorded | None = None
 ) -> tuple[GraphBuilder, Any]:

@@ -16,6 +16,8 @@ def test_the_driver_s_cost_is_measured_and_projected(tmp_path, capsys):
         "0.01",
         "--rows",
         "20000",
+        "--times",
+        "1",
         "--folder",
         str(tmp_path),
     ]
@@ -23,4 +25,5 @@ def test_the_driver_s_cost_is_measured_and_projected(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "| 2 | 6 | 0.03 s |" in said
     assert "| 1,000 |" in said
-    assert "times as fast" in said
+    assert "| bare processes |" in said
+    assert "| workers of dpipe |" in said
