@@ -6,10 +6,12 @@ from benchmarks import scaling
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_driver_s_cost_is_measured_and_projected(tmp_path, capsys):
     few = [
         "--workers",
-        "1,2",
+        "2",
         "--blocks",
         "3",
         "--pause",
@@ -27,3 +29,14 @@ def test_the_driver_s_cost_is_measured_and_projected(tmp_path, capsys):
     assert "| 1,000 |" in said
     assert "| bare processes |" in said
     assert "| workers of dpipe |" in said
+
+
+def test_predictions_are_compared_and_projected():
+    runs = [scaling.Simulated(2, 100, 0.1, 5.5, 0.1), scaling.Simulated(64, 6400, 0.1, 12.0, 6.4)]
+    table, worst = scaling.simulations(runs, cost_s=0.001)
+    assert table[-2:] == [
+        "| 2 | 100 | 5.00 s | 5.00 s | 5.50 s | 1.10 | 1.00 ms |",
+        "| 64 | 6,400 | 10.00 s | 10.00 s | 12.00 s | 1.20 | 1.00 ms |",
+    ]
+    assert worst == pytest.approx(0.2)
+    assert scaling.projection(cost_s=0.0009, rate=2**20)[-2].startswith("| 100 | 1,111 | 90 ms, ")
