@@ -54,12 +54,14 @@ class Place:
     """Whether they run in this process."""
 
 
-def find_place(client: Client | None, memory: int | None, n_blocks: int, workers: int | None = None) -> Place:
+def find_place(
+    client: Client | Specification | None, memory: int | None, n_blocks: int, workers: int | None = None
+) -> Place:
     """Decide where to run, without starting anything.
 
     Parameters
     ----------
-    client : distributed.Client, optional
+    client : distributed.Client or Specification, optional
         Taken if given; else the current client, if there is one.
     memory : int, optional
         Budget in bytes: of the whole run on this machine, of each worker on a cluster.
