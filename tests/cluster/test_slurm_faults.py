@@ -1,14 +1,16 @@
 """What can go wrong on a real SLURM, one fault a test; a table of what came of each closes the tests.
 
-All of them: ``pytest -n 0 -m slurm tests/cluster/test_slurm_faults.py``.
+All of them: ``pytest -m slurm tests/cluster/test_slurm_faults.py``.
 """
 
 import re
+import shutil
 import subprocess
 import threading
 import time
 from dataclasses import replace
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -70,6 +72,9 @@ def test_jobs_that_are_cancelled_or_lose_their_node_come_back(slurm, slurm_file,
     undisturbed = bits(32)
     with Cluster.read(slurm_file) as client:
         client.wait_for_workers(4, timeout=60)
+        rooms = client.run(dask.config.get, "distributed.worker.memory.max-spill")
+        free = shutil.disk_usage(slurm_file.parent).free
+        assert all(0.3 * free < room < 0.5 * free for room in rooms.values())  # two share the disk of a node
         first, second = slurm.jobs()
         assert slurm.nodes_of(first, second) == {"node1", "node2"}
         found, took = bits_despite(lambda: slurm.call("scancel", first), 32, client)
