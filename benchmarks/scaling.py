@@ -164,6 +164,11 @@ def fit_real(workers: int, folder: Path) -> float:
 _TOGETHER: list[Any] = []  # of a process: the barrier that it shares with those beside it
 
 
+def meet(barrier: Any) -> None:
+    """Remember, in a process that has just started, where those beside it are waited for."""
+    _TOGETHER.append(barrier)
+
+
 def fit_bare(number: int, folder: Path, n: int) -> float:
     """Fit the model on one of `n` shares of the files in this process alone, when all have come so far."""
     frame = open_share(folder, number, n)
@@ -176,7 +181,7 @@ def fit_bare(number: int, folder: Path, n: int) -> float:
 def bare(processes: int, folder: Path) -> float:
     """Do the same arithmetic in so many processes that know nothing of each other; give the seconds of the slowest."""
     context = get_context("spawn")
-    given: dict[str, Any] = {"initializer": _TOGETHER.append, "initargs": (context.Barrier(processes),)}
+    given: dict[str, Any] = {"initializer": meet, "initargs": (context.Barrier(processes),)}
     with ProcessPoolExecutor(processes, mp_context=context, **given) as pool:
         running = [pool.submit(fit_bare, i, folder, processes) for i in range(processes)]
         return max(each.result() for each in running)
