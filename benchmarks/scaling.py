@@ -38,7 +38,7 @@ THREADS = 16
 #: The share of its time that a worker should work, where a size is given for it.
 BUSY = 0.9
 #: By how much a prediction may miss what is measured.
-MARGIN = 0.25
+MARGIN = 0.15
 
 
 @dataclass(frozen=True)
