@@ -235,8 +235,11 @@ def test_a_driver_that_is_lost_goes_on(slurm, slurm_file, tmp_path, capsys, monk
     else:
         (node,) = slurm.nodes_of(driver)
         slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        until(lambda: driver in slurm.jobs("RUNNING"))  # once more
+        until(lambda: driver in slurm.jobs("PENDING"))
+        main(["status", "tiny_recipe-1"])
+        assert "waiting (BeginTime)" in capsys.readouterr().out
         took, ended = time.monotonic() - begun, "the queue starts it again; the same bits"
+        until(lambda: driver in slurm.jobs("RUNNING"), 240)  # SLURM waits for two minutes
     assert "finished" in followed(capsys, "tiny_recipe-1")
     assert main(["run", RECIPE, f"folder={here}", "--quiet"]) == 0
     tally(fault, ended, took)
