@@ -213,35 +213,49 @@ def test_a_driver_that_needs_several_wall_times_ends_with_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", ["scancel of a driver", "the node of a driver goes down"])
-def test_a_driver_that_is_lost_goes_on(slurm, slurm_file, tmp_path, capsys, monkeypatch, tally, fault):
-    monkeypatch.setenv("DPIPE_HOME", str(tmp_path / "home"))
-    slurm_file.write_text(slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 1"))
+def test_a_driver_that_is_lost_goes_on(slurm, slurm_file, tmp_path, capsys, monkeypatch, tally):
     there, here = tmp_path / "there", tmp_path / "here"
-    assert main(["submit", RECIPE, f"folder={there}", "pause=1", "--cluster", str(slurm_file)]) == 0
-    (driver,) = read_submission("tiny_recipe-1").jobs
-    until(lambda: len(slurm.jobs("RUNNING")) == 2, 120)
+    driver = driven(slurm, slurm_file, tmp_path, monkeypatch)
     capsys.readouterr()
     begun = time.monotonic()
     assert main(["resume", "tiny_recipe-1"]) == 1  # the driver runs still
-    if fault == "scancel of a driver":
-        slurm.call("scancel", driver)
-        until(lambda: driver not in slurm.jobs())
-        main(["status", "tiny_recipe-1"])
-        assert "lost, its driver" in (said := capsys.readouterr().out)
-        assert "with: dpipe resume tiny_recipe-1" in said
-        took, ended = time.monotonic() - begun, "dpipe status names dpipe resume; the same bits"
-        assert main(["resume", "tiny_recipe-1"]) == 0
-    else:
-        (node,) = slurm.nodes_of(driver)
-        slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        until(lambda: driver in slurm.jobs("PENDING"))
-        main(["status", "tiny_recipe-1"])
-        assert "waiting (BeginTime)" in capsys.readouterr().out
-        took, ended = time.monotonic() - begun, "the queue starts it again; the same bits"
-        until(lambda: driver in slurm.jobs("RUNNING"), 240)  # SLURM waits for two minutes
+    slurm.call("scancel", driver)
+    until(lambda: driver not in slurm.jobs())
+    main(["status", "tiny_recipe-1"])
+    took = time.monotonic() - begun
+    assert "lost, its driver" in (said := capsys.readouterr().out)
+    assert "with: dpipe resume tiny_recipe-1" in said
+    assert main(["resume", "tiny_recipe-1"]) == 0
     assert "finished" in followed(capsys, "tiny_recipe-1")
     assert main(["run", RECIPE, f"folder={here}", "--quiet"]) == 0
-    tally(fault, ended, took)
+    tally("scancel of a driver", "dpipe status names dpipe resume; the same bits", took)
     assert took < 60
     assert fitted(there) == fitted(here)
+
+
+@pytest.mark.slow
+def test_a_driver_whose_node_goes_down_is_queued_again(
+    slurm, slurm_file, tmp_path, capsys, monkeypatch, tally
+):
+    driver = driven(slurm, slurm_file, tmp_path, monkeypatch)
+    capsys.readouterr()
+    begun = time.monotonic()
+    (node,) = slurm.nodes_of(driver)
+    slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    until(lambda: driver in slurm.jobs("PENDING"))
+    took = time.monotonic() - begun
+    main(["status", "tiny_recipe-1"])
+    assert f"running, job {driver}, 1 so far: waiting" in capsys.readouterr().out
+    tally("the node of a driver goes down", "SLURM queues the driver again", took)
+    assert took < 60
+
+
+def driven(slurm, slurm_file, tmp_path, monkeypatch):
+    """Submit a run that takes a while; give its driver's job once it has a worker."""
+    monkeypatch.setenv("DPIPE_HOME", str(tmp_path / "home"))
+    slurm_file.write_text(slurm_file.read_text().replace("workers: 4\nper_job: 2", "workers: 1"))
+    folder = tmp_path / "there"
+    assert main(["submit", RECIPE, f"folder={folder}", "pause=1", "--cluster", str(slurm_file)]) == 0
+    (driver,) = read_submission("tiny_recipe-1").jobs
+    until(lambda: len(slurm.jobs("RUNNING")) == 2, 120)
+    return driver
