@@ -236,6 +236,7 @@ def _add_submissions(commands: Any) -> None:
         ("status", "tell what submitted runs are at", _status),
         ("logs", "print what the driver of a submitted run has printed", _logs),
         ("cancel", "end a submitted run", _cancel),
+        ("resume", "submit the driver of a run again that was lost, has failed or was cancelled", _resume),
     ):
         parser = commands.add_parser(name, help=says, description=f"{says.capitalize()}.")
         parser.add_argument(
@@ -264,7 +265,15 @@ def _submit(arguments: argparse.Namespace) -> None:
     made = submission.submit(
         arguments.recipe, ("run", arguments.recipe, *arguments.settings, *budget, "--quiet"), cluster
     )
+    _say_submitted(made)
+
+
+def _say_submitted(made: submission.Submission) -> None:
     print(f"{made.name} is job {made.jobs[-1]}; follow it with: dpipe status {made.name}")
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    _say_submitted(submission.resume(submission.read_submission(arguments.name)))
 
 
 def _status(arguments: argparse.Namespace) -> None:

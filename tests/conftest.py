@@ -76,3 +76,12 @@ def pytest_terminal_summary(terminalreporter):
         )
     if TRIED.faults:
         terminalreporter.write_line(str(TRIED))
+    reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
+    faults = [
+        (*value, report.outcome)
+        for report in reports
+        for name, value in report.user_properties
+        if name == "fault"
+    ]
+    for fault, ended, seconds, outcome in faults:
+        terminalreporter.write_line(f"{fault:<46} {ended:<58} {seconds:5.1f} s  {outcome}")

@@ -167,6 +167,13 @@ def _local(spec: Cluster) -> Iterator[Client]:
             f"Key 'memory' asks for {n_processes} x {asked:,} bytes; this machine, or the job or container that this "
             f"is in, lets them have {room:,} together. Ask for less, or for fewer workers."
         )
+    scratch = os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder()
+    try:
+        os.makedirs(scratch, exist_ok=True)
+    except OSError as err:
+        raise InputError(
+            f"Key 'scratch' is {scratch}: that folder cannot be made: {err.strerror}. Name one of this machine."
+        ) from err
     with (
         dask.config.set({"distributed.dashboard.link": dashboard_link()}),
         LocalCluster(
@@ -178,7 +185,7 @@ def _local(spec: Cluster) -> Iterator[Client]:
             protocol="inproc://" if spec.threads else "tcp://",
             dashboard_address="127.0.0.1:0",
             worker_dashboard_address="127.0.0.1:0",
-            local_directory=os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder(),
+            local_directory=scratch,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,7 @@ from dpipe.cluster.submission import (
     CANCELLED,
     CONTINUES,
     FAILED,
+    FINAL,
     FINISHED,
     HOME_VARIABLE,
     RUNNING,
@@ -68,7 +70,9 @@ def drive(folder: Path, started: float) -> int:
         When this job started, by the monotonic clock.
     """
     submission = read_submission(folder.name)
-    if submission.state == CANCELLED:
+    own = os.environ.get("SLURM_JOB_ID")
+    # a queue may start a job again whose node was lost, even one that another has taken over from already
+    if submission.state in FINAL or own in submission.jobs[:-1]:
         return 0
     os.environ.update(kept := without_job(os.environ))
     for key in set(os.environ) - set(kept):
@@ -83,14 +87,21 @@ def drive(folder: Path, started: float) -> int:
     submission = submission.changed(state=RUNNING)
     command = [sys.executable, "-m", "dpipe.cli", *submission.command, "--cluster", str(cluster)]
     child = subprocess.Popen(command, cwd=submission.cwd)
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    told_to_end: list[int] = []
+
+    def end_child(number: int, _: Any) -> None:
+        told_to_end.append(number)
+        child.terminate()
+
+    signal.signal(signal.SIGTERM, end_child)
     walltime = spec.walltime_s if spec.driver_walltime is None else int(spec.driver_walltime)
     end = None if walltime is None else started + walltime - margin(walltime)
     status = _wait(child, end)
     if status is None:
         return _hand_over(submission, child)
     submission = read_submission(folder.name)  # it may have been cancelled
-    if submission.state != CANCELLED:
+    # whom the queue has ended, an operator or a preemption, has neither finished nor failed: it may be started again
+    if submission.state != CANCELLED and not (told_to_end and status):
         ended = FINISHED if status == 0 else FAILED
         submission.changed(state=ended, says="" if status == 0 else f"exit status {status}; see dpipe logs")
     return status

@@ -143,10 +143,13 @@ def kept_cluster(
 
     Raises
     ------
+    InputError
+        If this machine has no such network interface, or the folder of the run cannot be made.
     ClusterError
         If no worker can be had, with the reason.
     """
     told = say or (lambda text: print(text, file=sys.stderr))
+    _check_interface(spec)
     folder = run_folder(spec)
     with contextlib.ExitStack() as stack:
         certificates = None
@@ -176,6 +179,16 @@ def kept_cluster(
             raise
     if not keeper.lost:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_interface(spec: Specification) -> None:
+    key = "interface" if spec.scheduler_interface is None else "scheduler_interface"
+    name, here = getattr(spec, key), psutil.net_if_addrs()
+    if name is not None and name not in here:
+        raise InputError(
+            f"Key {key!r} is {name!r}: this machine, where the scheduler runs, has no such network interface; it has "
+            f"{', '.join(here)}. Where that of the nodes is named otherwise, set 'scheduler_interface', too."
+        )
 
 
 @contextlib.contextmanager

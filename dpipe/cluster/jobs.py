@@ -20,7 +20,9 @@ from dpipe.sizes import MIB
 NODE_SCRIPT = "start_workers.py"
 #: How long a worker looks for its scheduler. The time that it takes to import everything counts.
 DEATH_TIMEOUT_S = 120
-#: A lost job is submitted again by us: the queue must not start it a second time beside that.
+#: A driver may be started again by the queue if its node is lost: it goes on from the ledger, in the same log.
+_REQUEUE = {"slurm": ("--requeue", "--open-mode=append")}
+#: A lost job of workers is submitted again by us: the queue must not start it a second time beside that.
 _NO_REQUEUE = {"slurm": "--no-requeue", "pbs": "-r n", "sge": "-r n", "lsf": "-rn"}
 
 
@@ -113,7 +115,7 @@ def command_job(spec: Specification, command: list[str], logs: Path, name: str) 
         memory=f"{spec.driver_memory}B",
         processes=1,
         walltime=walltime,
-        directives=list(spec.driver_directives),
+        directives=[*_REQUEUE.get(spec.kind, ()), *spec.driver_directives],
     )
     return with_command(job, spec, command)
 

@@ -54,12 +54,14 @@ class Place:
     """Whether they run in this process."""
 
 
-def find_place(client: Client | None, memory: int | None, n_blocks: int, workers: int | None = None) -> Place:
+def find_place(
+    client: Client | Specification | None, memory: int | None, n_blocks: int, workers: int | None = None
+) -> Place:
     """Decide where to run, without starting anything.
 
     Parameters
     ----------
-    client : distributed.Client, optional
+    client : distributed.Client or Specification, optional
         Taken if given; else the current client, if there is one.
     memory : int, optional
         Budget in bytes: of the whole run on this machine, of each worker on a cluster.
@@ -244,7 +246,7 @@ def dashboard_link() -> str:
 def compute(value: Any, client: Client | None, threads: int = 1) -> Any:
     """Compute one Delayed: by the client if there is one, else as Dask is configured, else by threads."""
     try:
-        with _short_collections(), explained(client):
+        with short_collections(), explained(client):
             if client is None:
                 return value.compute(**_scheduler(threads))
             return client.compute(value, sync=True)
@@ -271,7 +273,7 @@ def compute_keys(
     kept : list
         Futures if there is a client, else values; to be put into later graphs as they are.
     """
-    with _short_collections(), explained(client):
+    with short_collections(), explained(client):
         if client is not None:
             futures = client.get(tasks, [key, *kept], sync=False)
             return futures[0].result(), list(futures[1:])
@@ -309,7 +311,7 @@ def explained(client: Client | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _short_collections() -> Iterator[None]:
+def short_collections() -> Iterator[None]:
     """Keep Python's garbage collector off what is there already: walking it stops all threads for long."""
     if gc.get_freeze_count():  # somebody else's
         yield

@@ -142,7 +142,7 @@ class Specification:
 
     def _refuse(self, name: str, what: str, err: Exception | None = None) -> None:
         where = f" of {self.source}" if self.source else ""
-        raise InputError(f"Key {name!r}{where} {what}.") from err
+        raise InputError(f"Key {name!r}{where} {what.rstrip('.')}.") from err
 
     @property
     def started(self) -> Client | None:

@@ -4,6 +4,7 @@ A driver ends before its own wall time, and leaves another job behind that goes 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -33,7 +34,7 @@ SUBMITTED, RUNNING, CONTINUES, FINISHED, FAILED, CANCELLED = (
     "failed",
     "cancelled",
 )
-_FINAL = (FINISHED, FAILED, CANCELLED)
+FINAL = (FINISHED, FAILED, CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,40 @@ def _new_folder(base: str) -> str:
     raise InputError(f"{home()} holds too many submissions of {base!r}; remove those that are done.")
 
 
+def resume(submission: Submission) -> Submission:
+    """Submit the driver of a run again that was lost, has failed or was cancelled: it goes on from what is recorded.
+
+    Parameters
+    ----------
+    submission : Submission
+        Of which no job is in the queue.
+
+    Returns
+    -------
+    Submission
+        With the new job as its last one.
+
+    Raises
+    ------
+    InputError
+        If the run is finished, or its driver is in the queue still.
+    ClusterError
+        If the queue refuses the job, or does not tell what became of the last one.
+    """
+    if submission.state == FINISHED:
+        raise InputError(f"{submission.name} is finished: there is nothing left to do.")
+    if submission.jobs:
+        job = submission.jobs[-1]
+        state = asyncio.run(SYSTEMS[submission.spec.kind].states([job]))[job]
+        if state.phase != ENDED:
+            raise InputError(
+                f"The driver of {submission.name}, job {job}, is {state.phase}: two would write to the same ledger. "
+                f"Wait for its end, or end it with: dpipe cancel {submission.name}"
+            )
+    with contextlib.chdir(submission.cwd):  # where the job script goes, too
+        return asyncio.run(submit_driver(submission.changed(state=SUBMITTED, says="")))
+
+
 async def submit_driver(submission: Submission) -> Submission:
     """Submit the next driver job of a run.
 
@@ -178,8 +213,8 @@ async def submit_driver(submission: Submission) -> Submission:
 def status(submission: Submission) -> str:
     """Tell what a submission is at, in one line."""
     said = f"{submission.name}: {submission.state}"
-    if submission.state in _FINAL or not submission.jobs:
-        return f"{said}{f', {submission.says}' if submission.says else ''}"
+    if submission.state in FINAL or not submission.jobs:
+        return f"{said}{f', {submission.says}' if submission.says else ''}{_goes_on(submission)}"
     job = submission.jobs[-1]
     try:
         state = asyncio.run(SYSTEMS[submission.spec.kind].states([job]))[job]
@@ -188,15 +223,21 @@ def status(submission: Submission) -> str:
     if state.phase == ENDED:
         # the record may have been written since
         again = read_submission(submission.name)
-        if again.state in _FINAL or again.jobs != submission.jobs:
+        if again.state in FINAL or again.jobs != submission.jobs:
             return status(again)
         lines = " | ".join(last_lines(submission.folder / "logs", job))
         return (
-            f"{submission.name}: lost, its driver, job {job}, has ended ({state.reason}) and left no word. Submit it "
-            f"again, and it goes on from what is recorded. {lines}"
+            f"{submission.name}: lost, its driver, job {job}, has ended ({state.reason}) and left no word"
+            f"{_goes_on(submission)}. {lines}"
         )
     reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
     return f"{said}, job {job}, {len(submission.jobs)} so far: {state.phase}{reason}"
+
+
+def _goes_on(submission: Submission) -> str:
+    if submission.state == FINISHED:
+        return ""
+    return f"; it goes on from what is recorded with: dpipe resume {submission.name}"
 
 
 def logs(submission: Submission) -> str:
@@ -218,11 +259,11 @@ def cancel(submission: Submission) -> str:
     ClusterError
         If the queue gives no answer.
     """
-    if submission.state in _FINAL:
+    if submission.state in FINAL:
         return f"{submission.name} is {submission.state} already"
     made = submission.changed(state=CANCELLED)
     if made.jobs:
         code, _, said = asyncio.run(called([SYSTEMS[made.spec.kind].cancel, made.jobs[-1]]))
         if code:
             return f"{made.name}: {' '.join(said.split())}"
-    return f"{made.name} is cancelled; run it again, and it goes on from what is recorded"
+    return f"{made.name} is cancelled{_goes_on(made)}"

@@ -12,7 +12,7 @@ from dask.delayed import delayed
 from distributed import Client
 
 from dpipe.blocks.hashes import hashes
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import compute, find_place, running
 from dpipe.errors import InputError
 from dpipe.sizes import counted, parse_bytes
@@ -70,7 +70,7 @@ def check_leaks(
     by: str | Sequence[str] | None = None,
     time: str | None = None,
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
 ) -> Leaks:
     """Look for groups and times that stand on both sides of a split.
 

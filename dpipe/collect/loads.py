@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from dask._task_spec import convert_legacy_graph  # parts of Dask still write graphs of tuples
 from dask.base import flatten
+from dask.highlevelgraph import MaterializedLayer
 from dask.task_spec import DataNode, GraphNode, Task
 
 from dpipe.blocks.flows import tell_again
@@ -233,8 +234,13 @@ def array_loads(X: da.Array, y: Any, w: Any) -> tuple[Graph, list[WholeLoad]]:
 def packed_loads(packed: da.Array, present: tuple[bool, bool, bool]) -> tuple[Graph, list[WholeLoad]]:
     """Give what loads each block of an array of tuples, which hold X and what is `present` of y and weights."""
     (optimised,) = dask.optimize(packed)
-    # optimising loses the futures of an array that a cluster holds
-    return _inline({**packed.__dask_graph__(), **optimised.__dask_graph__()}, optimised, present)
+    # optimising loses the futures of an array that a cluster holds; only layers that are written out have any
+    graph: Any = packed.__dask_graph__()  # of layers
+    layers = graph.layers.values()
+    given = {
+        key: task for layer in layers if isinstance(layer, MaterializedLayer) for key, task in layer.items()
+    }
+    return _inline({**given, **optimised.__dask_graph__()}, optimised, present)
 
 
 def _pack_blocks(*parts: Any) -> tuple[Any, ...]:

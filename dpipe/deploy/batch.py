@@ -19,7 +19,7 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 from sklearn.base import is_classifier
 
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.parquet import row_nbytes
 from dpipe.deploy.apply import check_present
@@ -92,7 +92,7 @@ def score_files(
     keep: Sequence[str] = (),
     block_nbytes: int | str | None = None,
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     workers: int | None = None,
     trusted: Sequence[str] = (),
     listener: Listener | None = None,

@@ -14,7 +14,7 @@ import xarray as xr
 from distributed import Client
 
 from dpipe.blocks.copies import plan_copy
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import Place, find_place
 from dpipe.collect.array_join import not_monotonic
 from dpipe.collect.files import is_remote
@@ -40,7 +40,7 @@ def append_zarr(
     *,
     dim: str = "time",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
 ) -> Path:
     """Append a dataset to a Zarr store along one dimension: one that `dpipe.rechunk` has written, or xarray.
 

@@ -16,7 +16,7 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 
 from dpipe.blocks.hashes import checksum
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import Place, compute, find_place, running
 from dpipe.collect.loads import Load
 from dpipe.collect.source import open_source
@@ -49,7 +49,7 @@ def write_parquet(
     overwrite: bool = False,
     compression: str = "zstd",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
 ) -> Path:
     """Write a frame as a folder of Parquet files, one a block, that can be checked by `dpipe.verify`.
 

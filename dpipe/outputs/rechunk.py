@@ -20,8 +20,9 @@ from dask.task_spec import List, TaskRef
 from distributed import Client
 
 from dpipe.blocks.copies import CopyPlan, Region, regions, touching
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import Place, compute, find_place
+from dpipe.cluster.specification import Specification
 from dpipe.collect.array_files import PACKING
 from dpipe.collect.loads import divide_tasks
 from dpipe.collect.zarr_store import stored_array
@@ -67,7 +68,7 @@ def plan_rechunk(
     access: str | Sequence[str] | None = None,
     chunk_nbytes: int | str = CHUNK_NBYTES,
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Specification | None = None,
     scratch: str | os.PathLike[str] | None = None,
 ) -> RechunkPlan:
     """Tell what `rechunk` would do: chunks, copies, memory and what is on disk between; computes nothing.
@@ -110,7 +111,7 @@ def rechunk(
     chunk_nbytes: int | str = CHUNK_NBYTES,
     overwrite: bool = False,
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     scratch: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a dataset as a Zarr store of format 3, in the chunks that its readers need.
@@ -198,7 +199,7 @@ def _keep_limit(ledger: Ledger, before: int | None, limit_nbytes: int) -> None:
         ledger.pen.write(_LIMIT, str(limit_nbytes).encode())
 
 
-def _place(dataset: xr.Dataset, memory: int | str | None, client: Client | None) -> Place:
+def _place(dataset: xr.Dataset, memory: int | str | None, client: Client | Specification | None) -> Place:
     n = sum(dataset.variables[name].data.npartitions for name in lazy_names(dataset))
     return find_place(client, None if memory is None else parse_bytes(memory), n, None)
 

@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 from dask.task_spec import List, TaskRef
 from distributed import Client
 
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import compute, find_place, running
 from dpipe.errors import ConservationError, InputError, OutputError
 from dpipe.ledger.book import Ledger
@@ -49,7 +49,7 @@ def write_zarr(
     *,
     overwrite: bool = False,
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
 ) -> Path:
     """Write an array as a Zarr store of format 3, one chunk a block, that can be checked by `dpipe.verify`.
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask.dataframe as dd
 from dask.delayed import Delayed, delayed
 from distributed import Client
 
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.collect.join import merge
 from dpipe.collect.regroup import shuffle
 from dpipe.collect.source import open_source
@@ -461,7 +461,11 @@ class Pipeline:
         return self._add_arrays(maps_stage(function, given, self._inside(to)))[0]
 
     def plan(
-        self, *, memory: int | str | None = None, client: Client | None = None, workers: int | None = None
+        self,
+        *,
+        memory: int | str | None = None,
+        client: Client | Cluster | None = None,
+        workers: int | None = None,
     ) -> PipelinePlan:
         """Tell what `run` would do, and what earlier runs have done of it already; computes nothing.
 
@@ -480,7 +484,7 @@ class Pipeline:
         self,
         *,
         memory: int | str | None = None,
-        client: Client | None = None,
+        client: Client | Cluster | None = None,
         workers: int | None = None,
         progress: bool | None = None,
     ) -> PipelineRun:
@@ -493,7 +497,7 @@ class Pipeline:
         ----------
         memory : int or str, optional
             Budget, such as "2 GiB": of the whole run on this machine, per worker on a cluster.
-        client : distributed.Client, optional
+        client : distributed.Client or Cluster, optional
             Default: the current client; else an embedded cluster of threads, closed at the end.
         workers : int, optional
             Threads of the embedded cluster; default one a processor.
@@ -517,7 +521,7 @@ class Pipeline:
             Ledger(workdir) as ledger,
             Session(self.name, workdir, show=progress, budget_nbytes=budget) as session,
         ):
-            carried = Runner(self, session, ledger, budget, client, workers)
+            carried = Runner(self, session, ledger, budget, cast("Client | None", client), workers)
             with carried.one_cluster():
                 for i in range(len(self.stages)):
                     begin_collect(carried.stages[i], session)

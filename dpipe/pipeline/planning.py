@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from dpipe.cluster.specification import Specification
 from dpipe.pipeline.arrays import read_elsewhere
 from dpipe.pipeline.stages import PipelinePlan, Stage, fit_arguments
 from dpipe.pipeline.stores import planned_stores
@@ -16,7 +17,7 @@ def planned(
     name: str,
     stages: Sequence[Stage],
     memory: int | str | None,
-    client: Client | None,
+    client: Client | Specification | None,
     workers: int | None,
     workdir: Path | None,
 ) -> PipelinePlan:

@@ -20,6 +20,7 @@ import xarray as xr
 from dask.task_spec import Task
 from distributed import Client
 
+from dpipe.cluster.specification import Specification
 from dpipe.collect.array_files import ArrayPart, ArrayReader
 from dpipe.collect.zarr_store import open_zarr
 from dpipe.errors import ConservationError, InputError, LedgerError
@@ -99,7 +100,12 @@ class ArrayStore:
         return {"access": tuple(sorted(whole)), "chunk_nbytes": self.chunk_nbytes}, said
 
     def planned(
-        self, value: Any, needs: Sequence[Need], reading: Reading | None, memory: Any, client: Client | None
+        self,
+        value: Any,
+        needs: Sequence[Need],
+        reading: Reading | None,
+        memory: Any,
+        client: Client | Specification | None,
     ) -> tuple[Any, str]:
         """Tell what a run would write; give what later stages would read, and the plan in words.
 
@@ -176,7 +182,7 @@ class ArrayStore:
 
 
 def planned_stores(
-    stages: Sequence[Stage], workdir: Path | None, memory: Any, client: Client | None
+    stages: Sequence[Stage], workdir: Path | None, memory: Any, client: Client | Specification | None
 ) -> tuple[list[Stage], list[tuple[str, str]]]:
     """Plan what is to be written; give the stages as they will be with it, and each store in words.
 

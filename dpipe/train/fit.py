@@ -14,8 +14,8 @@ from distributed import Client
 
 from dpipe.blocks.heap import give_back
 from dpipe.blocks.rows import RowsAt, Tally
-from dpipe.cluster.cluster import takes_cluster
-from dpipe.cluster.local import compute, compute_keys, running
+from dpipe.cluster.cluster import Cluster, takes_cluster
+from dpipe.cluster.local import compute, compute_keys, running, short_collections
 from dpipe.collect.grids import Grid
 from dpipe.errors import DpipeError, InputError
 from dpipe.families.epochs import Epochs
@@ -54,6 +54,7 @@ def _token(prepared: Prepared) -> str:
     return graph_token(estimator, source.X, source.y, source.w, prepared.epochs, *beside)
 
 
+@short_collections()  # of a graph nothing is garbage yet
 def _build(
     prepared: Prepared, passes: range, known: Known | None = None, recorded: Recorded | None = None
 ) -> tuple[GraphBuilder, Any]:
@@ -366,7 +367,7 @@ def plan(
     sample_dims: Any = None,
     missing: str = "all",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
 ) -> Plan:
     """Tell what `fit` would do: its passes, what each collects and why, bytes and peak memory.
 
@@ -408,7 +409,7 @@ def fit(
     sample_dims: Any = None,
     missing: str = "all",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     workdir: str | os.PathLike[str] | None = None,
     compute: bool = True,
 ) -> Any:
@@ -444,7 +445,7 @@ def fit(
         those without target or weight; or keep all.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
-    client : distributed.Client, optional
+    client : distributed.Client or Cluster, optional
         Default: the current client; without one, dpipe runs in this process and cleans up after.
     workdir : path, optional
         Leave a record and a report of the fit there, and show its progress.

@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 from dpipe.blocks.rows import Tally
 from dpipe.blocks.scratch import free_nbytes
 from dpipe.cluster.local import Place, find_place, scratch_folder
+from dpipe.cluster.specification import Specification
 from dpipe.collect.labelled import as_samples
 from dpipe.collect.source import Source, open_source, source_name
 from dpipe.composites import catalog as composites
@@ -98,7 +99,7 @@ def prepare(
     *,
     epochs: int | Epochs = 1,
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Specification | None = None,
     workers: int | None = None,
     validation: Any = None,
     qid: Any = None,
@@ -165,7 +166,7 @@ def prepare_source(
     *,
     epochs: int | Epochs = 1,
     memory: int | None = None,
-    client: Client | None = None,
+    client: Client | Specification | None = None,
     workers: int | None = None,
     weighted: bool | None = None,
     held_out: Source | None = None,

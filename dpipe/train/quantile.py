@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
+from dpipe.cluster.cluster import Cluster
 from dpipe.collect.source import open_source
 from dpipe.errors import InputError
 from dpipe.families.quantile import METHODS, Quantiles
@@ -20,7 +21,7 @@ def quantile(
     *,
     method: str = "linear",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     workdir: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Give quantiles of each column, exactly, in two or three passes and bounded memory.

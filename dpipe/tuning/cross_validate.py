@@ -8,6 +8,7 @@ import numpy as np
 from distributed import Client
 from sklearn.pipeline import Pipeline
 
+from dpipe.cluster.cluster import Cluster
 from dpipe.errors import InputError, UnsupportedEstimatorError
 from dpipe.families.registry import Estimator, way_of
 from dpipe.tuning.crossed import CrossValidated
@@ -29,7 +30,7 @@ def cross_validate(
     sample_dims: Any = None,
     missing: str = "all",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     workdir: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Cross-validate on data larger than memory: all folds share each reading.

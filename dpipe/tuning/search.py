@@ -18,7 +18,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.collect.source import Source, held_out, open_source
 from dpipe.deploy.apply import predict, transform
 from dpipe.errors import InputError, UnsupportedEstimatorError
@@ -174,7 +174,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         sample_weight: Any = None,
         *,
         memory: int | str | None = None,
-        client: Client | None = None,
+        client: Client | Cluster | None = None,
         workdir: str | os.PathLike[str] | None = None,
     ) -> "Search":
         """Search; the arguments are those of `dpipe.fit`.
@@ -208,7 +208,7 @@ class Search(BaseEstimator):  # type: ignore[misc]
         sample_weight: Any = None,
         *,
         memory: int | str | None = None,
-        client: Client | None = None,
+        client: Client | Cluster | None = None,
     ) -> Plan:
         """Tell what `fit` would do; computes nothing."""
         return prepare(self, X, y, sample_weight, memory=memory, client=client).plan
@@ -514,7 +514,7 @@ def search(
     sample_dims: Any = None,
     missing: str = "all",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     workdir: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Search:
@@ -537,7 +537,7 @@ def search(
         For xarray objects: as for `dpipe.fit`.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
-    client : distributed.Client, optional
+    client : distributed.Client or Cluster, optional
         Default: the current client; without one, dpipe runs in this process and cleans up after.
     workdir : path, optional
         Leave a record and a report of the search there, and a ledger: a search that was stopped goes on.

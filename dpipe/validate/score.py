@@ -17,8 +17,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from dpipe.blocks.rows import Rows, Tally
-from dpipe.cluster.cluster import takes_cluster
+from dpipe.cluster.cluster import Cluster, takes_cluster
 from dpipe.cluster.local import Place, compute, find_place, running
+from dpipe.cluster.specification import Specification
 from dpipe.collect.labelled import as_samples, needed_variables
 from dpipe.collect.source import Source, open_source
 from dpipe.errors import DpipeError, InputError, MemoryLimitError
@@ -96,7 +97,7 @@ def score(
     sample_dims: Any = None,
     missing: str = "all",
     memory: int | str | None = None,
-    client: Client | None = None,
+    client: Client | Cluster | None = None,
     workdir: str | os.PathLike[str] | None = None,
 ) -> float | dict[str, float]:
     """Score a fitted model on data larger than memory, in one pass.
@@ -117,7 +118,7 @@ def score(
         For xarray objects: as for `dpipe.fit`.
     memory : int or str, optional
         Memory budget, such as "2 GiB": for the whole run on this machine, per worker on a cluster.
-    client : distributed.Client, optional
+    client : distributed.Client or Cluster, optional
         Default: the current client; without one, dpipe runs in this process and cleans up after.
     workdir : path, optional
         The ranking metrics keep the scores of all rows: in files under this folder while they are
@@ -170,7 +171,7 @@ def score_source(
     *,
     scoring: str | Sequence[str] | None = None,
     memory: int | None = None,
-    client: Client | None = None,
+    client: Client | Specification | None = None,
     workers: int | None = None,
     scratch: Path | None = None,
     listener: Listener | None = None,

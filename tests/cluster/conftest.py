@@ -1,11 +1,12 @@
 """Fixtures for clusters: a SLURM of our own, where there is one."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dpipe.cluster import keeper
 from tests.cluster.slurm import Slurm, missing
 
 
@@ -36,6 +37,12 @@ def slurm(slurm_daemons: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slu
 
 
 @pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the queue every half a second: this one has nobody else to serve."""
+    monkeypatch.setattr(keeper, "EVERY_S", 0.5)
+
+
+@pytest.fixture
 def slurm_file(tmp_path: Path) -> Path:
     """Specification of two jobs with two workers each, on a SLURM of this machine."""
     path = tmp_path / "slurm.yaml"
@@ -44,3 +51,13 @@ def slurm_file(tmp_path: Path) -> Path:
         f"interface: lo\nscratch: {tmp_path}/scratch\nfolder: {tmp_path}/dpipe\n"
     )
     return path
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Callable[[str, str, float], None]:
+    """Note what a fault has ended in, and how many seconds after it; a table of all closes the tests."""
+
+    def noted(fault: str, ended: str, seconds: float) -> None:
+        record_property("fault", [fault, ended, seconds])
+
+    return noted

@@ -76,6 +76,7 @@ class Slurm:
             "PATH": f"{os.environ['PATH']}:{_SYSTEM_FOLDERS}",
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start all daemons, and wait until each node is idle."""
@@ -93,6 +94,7 @@ class Slurm:
         self._daemon("slurmctld", "-D", "-i")
         for node in self.nodes:
             self._daemon("slurmd", "-D", "-N", node)
+        self._watch()
         self._until(self.ready, "SLURM")
 
     def _configure(self) -> None:
@@ -122,6 +124,22 @@ class Slurm:
             subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         )
         log.close()
+
+    def _watch(self) -> None:
+        """Let a process of its own end everything if this one is killed before it can."""
+        daemons = " ".join(str(daemon.pid) for daemon in self._daemons)
+        lines = [
+            f"while kill -0 {os.getpid()}; do sleep 0.5; done",
+            f"scancel -u $(id -un); sleep 4; kill {daemons}; sleep 2; kill -9 {daemons}; rm -r '{self.folder}'",
+        ]
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", "\n".join(lines)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def _until(self, is_so, what: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
@@ -162,6 +180,9 @@ class Slurm:
 
     def stop(self) -> None:
         """End all jobs and daemons."""
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.wait()
         with contextlib.suppress(subprocess.TimeoutExpired):  # where it did not start, nobody answers
             end = time.monotonic() + 10
             while (jobs := self.jobs()) and time.monotonic() < end:

@@ -1,14 +1,19 @@
 """Encryption of a run: who has no certificate of it is refused."""
 
 import asyncio
+import os
 import ssl
 import stat
+import subprocess
+import sys
 
 import pytest
 from distributed import Client, Scheduler, Worker
 from distributed.comm.core import CommClosedError
 
 from dpipe.cluster.certificates import make_certificates
+from dpipe.cluster.job_cluster import run_folder
+from dpipe.cluster.specification import Specification
 
 pytestmark = pytest.mark.cluster
 
@@ -25,6 +30,21 @@ def test_files_are_for_this_user_only_and_go_away(tmp_path):
     assert {stat.S_IMODE(path.stat().st_mode) for path in made.folder.iterdir()} == {0o600}
     made.remove()
     assert not made.folder.exists()
+
+
+def test_certificates_of_a_run_that_was_killed_go_away_with_the_next_one(tmp_path):
+    spec = Specification("slurm", memory="1 GiB", folder=str(tmp_path))
+    own = run_folder(spec)
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert str(os.getpid()) in own.name
+    make_certificates(own / "tls")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    killed = own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    make_certificates(killed / "tls")
+    run_folder(spec)
+    assert not (killed / "tls").exists()
+    assert (own / "tls").exists()  # of one that lives
 
 
 def test_options_of_workers_hold_no_secret(tmp_path):

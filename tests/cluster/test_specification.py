@@ -46,7 +46,7 @@ def test_a_file_is_read_as_plain_values(tmp_path):
             "Key 'kind' of .*there.yaml is 'slrm'; it must be one of local, address, slurm",
         ),
         ("kind: slurm", "Key 'memory' of .*there.yaml is missing"),
-        ("kind: slurm\nmemory: much", "Key 'memory' of .*'much' is not a size"),
+        ("kind: slurm\nmemory: much", "Key 'memory' of .*'much' is not a size.*[^.].$"),
         ("kind: slurm\nmemory: 1 GiB\ncore: 2", "no key 'core'.*Did you mean 'cores'"),
         (
             "kind: slurm\nmemory: 1 GiB\ncores: 0",
@@ -143,4 +143,22 @@ def test_more_memory_than_there_is_cannot_be_asked_for():
         pytest.raises(InputError, match="Key 'memory' asks for 1 x .* lets them have"),
         dpipe.Cluster("local", memory="900 TiB"),
     ):
+        pytest.fail("it was started")
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (
+            dpipe.Cluster("slurm", memory="1 GiB", interface="nosuch0"),
+            "Key 'interface' is 'nosuch0': this machine.* has no such network interface; it has .*lo",
+        ),
+        (
+            dpipe.Cluster("local", scratch="/proc/none"),
+            "Key 'scratch' is /proc/none: that folder cannot be made",
+        ),
+    ],
+)
+def test_what_this_machine_has_not_is_named_before_anything_starts(spec, says):
+    with pytest.raises(InputError, match=says), spec:
         pytest.fail("it was started")

@@ -1,7 +1,9 @@
 """A recipe for tests of clusters: little data, and as much time for each block as a test wants."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import dpipe
+from dpipe.cli import main
 
+NAME = "tests.cluster.tiny_recipe"
 N_BLOCKS, N_ROWS = 30, 500
 
 
@@ -43,3 +47,32 @@ def tiny_recipe(*, folder: str = "tiny", pause: float = 0.0) -> dpipe.Pipeline:
     report = pipe.validate(model, rows, scoring=["r2"])
     pipe.deploy(model, report, to="bundle")
     return pipe
+
+
+def until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is so; fail if that takes too long."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"{is_so} is still not so after {seconds} s"
+        time.sleep(0.1)
+
+
+def followed(capsys: Any, name: str) -> str:
+    """Follow a submission to its end; give what its status was."""
+    said = ""
+
+    def ended() -> bool:
+        nonlocal said
+        main(["status", name])
+        said = capsys.readouterr().out
+        assert "lost" not in said
+        return "finished" in said or "failed" in said
+
+    until(ended, 600)
+    return said
+
+
+def fitted(folder: Path) -> list[bytes]:
+    """Give the coefficients that a run of the recipe has deployed, to the bit."""
+    model = dpipe.load(folder / "workdir" / "bundle").model
+    return [model[0].mean_.tobytes(), model[1].coef_.tobytes()]
