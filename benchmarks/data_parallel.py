@@ -50,7 +50,7 @@ def rows_of(steps: int) -> tuple[da.Array, da.Array]:
 def measured(network: Any, steps: int, client: Client, cap: int | None) -> tuple[int, int]:
     """Train; give the plan's peak of a worker, and what it was."""
     # a budget is of both workers, which share this machine
-    given = {"client": client, "memory": None if cap is None else 2 * cap}
+    given: dict[str, Any] = {"client": client, "memory": None if cap is None else 2 * cap}
     X, y = rows_of(steps)
     planned = dpipe.plan(network, X, y, **given).projected_nbytes
     with tempfile.TemporaryDirectory() as folder:

@@ -49,7 +49,8 @@ def batches_a_second(batches: Iterable[Any], hidden: int, device: str) -> tuple[
             began = time.perf_counter()
         X, y = X.to(device, non_blocking=True), y.to(device, non_blocking=True)
         optimizer.zero_grad()
-        torch.nn.functional.mse_loss(net(X), y).backward()
+        loss: Any = torch.nn.functional.mse_loss(net(X), y)
+        loss.backward()
         optimizer.step()
         n += i >= WARM_UP
     wait()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 BATCH = 1024
 #: Rows of the first file, which those give that read row after row in Python.
-PART_ROWS = 200_000
+PART_ROWS = 50_000
 
 
 def _part(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def litdata_streaming(paths: Sequence[Path]) -> Iterator[Any]:
 
 
 def ray_data(paths: Sequence[Path]) -> Iterator[Any]:
-    """Give batches by Ray Data, from Parquet, shuffled in a buffer of as many rows as dpipe mixes."""
+    """Give batches by Ray Data, of the first file, shuffled in a buffer of as many rows as dpipe mixes."""
     import ray  # type: ignore[import-not-found,unused-ignore]
     import torch
 
@@ -79,7 +79,7 @@ def ray_data(paths: Sequence[Path]) -> Iterator[Any]:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.read_parquet([str(path) for path in paths], shuffle="files")
+    rows = ray.data.read_parquet(str(paths[0]))
     mixed = min(8 * 65_536, rows.count() // 2)
     for batch in rows.iter_torch_batches(batch_size=BATCH, local_shuffle_buffer_size=mixed):
         labels = batch.pop("y")

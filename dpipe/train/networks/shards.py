@@ -5,6 +5,7 @@ on from it. All processes walk through the tensors in the same order, and meet a
 file.
 """
 
+import functools
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +80,7 @@ def tensors_of(
             whole = torch.empty(tuple(shape), dtype=getattr(torch, tree["dtypes"][name]))
         else:
             whole = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-        yield name, lambda like, whole=whole: _shared(whole, like, ranks)
+        yield name, functools.partial(_shared, whole, ranks=ranks)
     if archive is not None:
         archive.close()
 
