@@ -3,8 +3,11 @@
 Made rows of 32 float32 features and a label, about a gigabyte, in Parquet files without compression, and the same in
 Arrow IPC files. Every contender gives all rows once, shuffled, in batches, in a process of its own and in turns; one
 Markdown table gives the medians. "CPU" are the seconds of all processors, which a busy machine changes less than the
-others; "peak" is by how much the memory of the process and its children grows over what it was before the first batch.
-The map-style data set is so slow that it gives a part of the rows only.
+others; "peak" is by how much the memory of the process and its children grows over what it was before the first batch,
+with all code imported and used once on a few rows; "in all" is the whole of it. Memory that processes share, such as
+files that are mapped, is counted once. `arrow_decode` is the floor: Arrow decodes the same row groups in two threads,
+and nobody looks at them. Loaders that take row after row in Python give a part of the rows only, and Ray Data one file.
+Those of packages that are not installed, or that fail, are left out, and named.
 """
 
 import json
@@ -15,6 +18,8 @@ import tempfile
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,9 +31,10 @@ import pyarrow.parquet as pq
 
 import dpipe
 from benchmarks.contenders.job import Clock
+from benchmarks.contenders.loaders import BATCH, LOADERS, NEEDS, PART_ROWS, WRITERS
 from benchmarks.fit_and_score import ROOT, conditions
 
-N_FILES, GROUP_ROWS, WIDTH, BATCH = 8, 65_536, 32, 1024
+N_FILES, GROUP_ROWS, WIDTH = 8, 65_536, 32
 #: What the map-style data set gives: rows of the first file.
 MAPPED_ROWS = 100_000
 _NAMES = [f"x{j:02d}" for j in range(WIDTH)]
@@ -68,7 +74,26 @@ def dpipe_arrow(paths: Sequence[Path]) -> Iterator[Any]:
     return iter(dpipe.Loader(frame, "y", batch_size=BATCH))
 
 
-def _iterable(paths: Sequence[Path]) -> Any:
+def arrow_decode(paths: Sequence[Path]) -> Iterator[Any]:
+    """Decode the row groups by Arrow in two threads, in order; what is given are the columns of a group."""
+    files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
+
+    def decoded(half: int) -> list[tuple[int, Any]]:
+        found = []
+        for path, file in zip(paths, files, strict=True):
+            own = pq.ParquetFile(path, metadata=file.metadata, pre_buffer=False)
+            for g in range(half, file.num_row_groups, 2):
+                table = own.read_row_group(g, use_threads=False)
+                found.append((table.num_rows, table["y"].to_numpy().sum()))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        for half in pool.map(decoded, range(2)):
+            for n, total in half:
+                yield range(n), np.float32(total)
+
+
+def _iterable(paths: Sequence[Path], batch_size: int = BATCH) -> Any:
     """Make a data set as one writes it by hand: row groups in random order, and the rows of each."""
     import torch
     from torch.utils.data import IterableDataset, get_worker_info
@@ -85,18 +110,18 @@ def _iterable(paths: Sequence[Path]) -> Any:
                 X = torch.from_numpy(np.stack([column.to_numpy() for column in table.columns[:-1]], axis=1))
                 y = torch.tensor(table.column("y").to_numpy())
                 rows = torch.randperm(len(X))
-                for first in range(0, len(X), BATCH):
-                    some = rows[first : first + BATCH]
+                for first in range(0, len(X), batch_size):
+                    some = rows[first : first + batch_size]
                     yield X[some], y[some]
 
     return Groups()
 
 
-def torch_iterable(paths: Sequence[Path]) -> Iterator[Any]:
+def torch_iterable(paths: Sequence[Path], batch_size: int = BATCH) -> Iterator[Any]:
     """Give batches by torch's DataLoader over an IterableDataset of batches."""
     from torch.utils.data import DataLoader
 
-    return iter(DataLoader(_iterable(paths), batch_size=None))
+    return iter(DataLoader(_iterable(paths, batch_size), batch_size=None))
 
 
 def torch_iterable_workers(paths: Sequence[Path]) -> Iterator[Any]:
@@ -120,8 +145,19 @@ def torch_map(paths: Sequence[Path]) -> Iterator[Any]:
 
 CONTENDERS: dict[str, Callable[[Sequence[Path]], Iterator[Any]]] = {
     function.__name__: function
-    for function in (dpipe_loader, dpipe_arrow, torch_iterable, torch_iterable_workers, torch_map)
-}
+    for function in (
+        dpipe_loader,
+        dpipe_arrow,
+        arrow_decode,
+        torch_iterable,
+        torch_iterable_workers,
+        torch_map,
+    )
+} | LOADERS
+#: Loaders that give a part of the rows.
+IN_PART = {"torch_map": MAPPED_ROWS, "mosaic_streaming": PART_ROWS, "litdata_streaming": PART_ROWS}
+#: Loaders that give the first file.
+OF_ONE_FILE = ("ray_data",)
 
 
 class _Memory:
@@ -147,11 +183,11 @@ class _Memory:
         while not self._ended.wait(0.05):
             self.peak = max(self.peak, self._now())
 
-    def growth(self) -> int:
-        """Stop looking; give by how much it grew."""
+    def stopped(self) -> dict[str, int]:
+        """Stop looking; give by how much it grew, and what it was in all."""
         self._ended.set()
         self._thread.join()
-        return self.peak - self._begun
+        return {"peak_nbytes": self.peak - self._begun, "total_nbytes": self.peak}
 
 
 def run_here(name: str, folder: Path, rows: int) -> None:
@@ -165,6 +201,8 @@ def run_here(name: str, folder: Path, rows: int) -> None:
         for _, y in CONTENDERS[name](made_files(Path(few), N_FILES * 10)):
             y.sum()
     paths = made_files(folder, rows)
+    if name in WRITERS:
+        WRITERS[name](paths)
     memory, clock, before = _Memory(), Clock(), os.times()
     n_rows, labels = 0, 0.0
     for X, y in CONTENDERS[name](paths):
@@ -172,16 +210,19 @@ def run_here(name: str, folder: Path, rows: int) -> None:
         labels += float(y.sum())
     clock.lap("all")
     cpu_s = sum(os.times()[:4]) - sum(before[:4])
-    found = {"seconds": clock.seconds, "cpu_s": cpu_s, "peak_nbytes": memory.growth()}
-    print(json.dumps(found | {"rows": n_rows, "labels": labels}))
+    found = {"seconds": clock.seconds, "cpu_s": cpu_s, "rows": n_rows, "labels": labels}
+    print(json.dumps(found | memory.stopped()))
 
 
 def run_apart(name: str, folder: Path, rows: int) -> dict[str, float]:
     """Run a contender in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.loader", "--only", name, "--folder", str(folder.resolve())]
     done = subprocess.run(
-        [*command, "--rows", str(rows)], cwd=ROOT, capture_output=True, text=True, check=True
+        [*command, "--rows", str(rows)], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    if done.returncode:
+        told = done.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{name} ended with status {done.returncode}: {' '.join(told)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -190,13 +231,31 @@ def row(name: str, runs: Sequence[dict[str, float]]) -> str:
 
     Examples
     --------
-    >>> row("mine", [{"seconds": 2.0, "cpu_s": 3.0, "rows": 8e6, "peak_nbytes": 100e6}])
-    '| mine | 8,000,000 | 2.00 s | 4.00 | 3.00 s | 100 MB |'
+    >>> row("mine", [{"seconds": 2.0, "cpu_s": 3.0, "rows": 8e6, "peak_nbytes": 100e6, "total_nbytes": 4e8}])
+    '| mine | 8,000,000 | 2.00 s | 4.00 | 3.00 s | 100 MB | 400 MB |'
     """
-    seconds, cpu_s, peak = (median(run[what] for run in runs) for what in ("seconds", "cpu_s", "peak_nbytes"))
+    names = "seconds", "cpu_s", "peak_nbytes", "total_nbytes"
+    seconds, cpu_s, peak, total = (median(run[what] for run in runs) for what in names)
     rows = runs[0]["rows"]
-    figures = f"{seconds:.2f} s | {rows / seconds / 1e6:.2f} | {cpu_s:.2f} s | {peak / 1e6:.0f} MB"
+    figures = f"{seconds:.2f} s | {rows / seconds / 1e6:.2f} | {cpu_s:.2f} s"
+    figures += f" | {peak / 1e6:.0f} MB | {total / 1e6:.0f} MB"
     return f"| {name} | {rows:,.0f} | {figures} |"
+
+
+def missing(name: str) -> str:
+    """Say what a loader lacks here; empty if it can run.
+
+    Examples
+    --------
+    >>> missing("dpipe_loader")
+    ''
+    """
+    module, package = NEEDS.get(name, ("", ""))
+    try:
+        there = not module or find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that the module is part of
+        there = False
+    return "" if there else f"{name} is left out: pip install '{package}'"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -223,17 +282,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         labels += float(np.sum(pq.read_table(path, columns=["y"]).column("y").to_numpy()))
         path.read_bytes()  # the first contender must not be the only one to wait for the disk
         path.with_suffix(".arrow").read_bytes()
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.contenders.split(",")}
+    left_out = {name: missing(name) for name in arguments.contenders.split(",")}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name, why in left_out.items() if not why}
     for _ in range(arguments.repeat):
         for name, own in runs.items():
-            own.append(run_apart(name, folder, arguments.rows))
+            if left_out[name]:
+                continue
+            try:
+                own.append(run_apart(name, folder, arguments.rows))
+                print(row(name, own[-1:]), file=sys.stderr)  # should a later one take too long
+            except RuntimeError as err:
+                if name not in NEEDS:
+                    raise
+                left_out[name] = f"{name} is left out: {err}"
     print(conditions(arguments.rows, arguments.repeat), end="\n\n")
-    print("| loader | rows | median | million rows a second | CPU | peak |\n|---|---|---|---|---|---|")
+    print(
+        "| loader | rows | median | million rows a second | CPU | peak | in all |\n|---|---|---|---|---|---|---|"
+    )
     for name, own in runs.items():
-        print(row(name, own))
-    whole = [run for name, own in runs.items() if name != "torch_map" for run in own]
+        if own:
+            print(row(name, own))
+    print(*filter(None, left_out.values()), sep="\n")
     expected = arguments.rows // N_FILES * N_FILES
-    return int(any((run["rows"], run["labels"]) != (expected, labels) for run in whole))
+    part = {name: min(n, expected // N_FILES) for name, n in IN_PART.items()}
+    part |= dict.fromkeys(OF_ONE_FILE, expected // N_FILES)
+    return int(
+        any(
+            run["rows"] != part.get(name, expected) or (name not in part and run["labels"] != labels)
+            for name, own in runs.items()
+            for run in own
+        )
+    )
 
 
 if __name__ == "__main__":

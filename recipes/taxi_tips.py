@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,19 +93,56 @@ def taxi_tips(
     dpipe.Pipeline
         Lazy: of the rides only metadata has been read.
     """
-    made = source is None
-    pipe = dpipe.Pipeline("taxi-tips", workdir=workdir)
-    files = made_rides(rows, seed=random_state) if made else source
-    rides = pipe.collect(files, schema=SCHEMA, block_nbytes=block_nbytes)
+    rides = RideSource(source, rows, block_nbytes)
+    return tips_pipeline("taxi-tips", tip_model(random_state), rides, workdir, random_state)
+
+
+class RideSource(NamedTuple):
+    """Where rides come from."""
+
+    source: str | os.PathLike[str] | Sequence[str] | None
+    """TLC Parquet files, or None for made ones."""
+    rows: int
+    """How many rides to make."""
+    block_nbytes: str
+    """Decoded size of a block."""
+
+
+def tips_pipeline(
+    name: str, model: Pipeline, where: RideSource, workdir: str, random_state: int
+) -> dpipe.Pipeline:
+    """Build the stages from rides to a bundle for a model of tips.
+
+    Parameters
+    ----------
+    name : str
+        Of the pipeline.
+    model : sklearn.pipeline.Pipeline
+        Unfitted, from raw rides to a probability.
+    where : RideSource
+    workdir : str
+        Results, report and bundle.
+    random_state : int
+        Seeds the made rides and the split.
+
+    Returns
+    -------
+    dpipe.Pipeline
+        Lazy.
+    """
+    made = where.source is None
+    pipe = dpipe.Pipeline(name, workdir=workdir)
+    files = made_rides(where.rows, seed=random_state) if made else where.source
+    rides = pipe.collect(files, schema=SCHEMA, block_nbytes=where.block_nbytes)
     labelled = pipe.preprocess(rides, valid_rides)
     train, test = pipe.split(labelled, test_size=0.2, by="pickup_date", random_state=random_state)
-    model = pipe.train(tip_model(random_state), train, target="tipped", features=FEATURES)
+    fitted = pipe.train(model, train, target="tipped", features=FEATURES)
     report = pipe.validate(
-        model,
+        fitted,
         test,
         scoring=["roc_auc", "neg_log_loss", "accuracy"],
         require={"roc_auc": 0.6},
         reference=KnownTruth() if made else None,
     )
-    pipe.deploy(model, report, to="bundle")
+    pipe.deploy(fitted, report, to="bundle")
     return pipe

@@ -156,12 +156,13 @@ class BatchOrder:
         number = 0
         for share, pieces in enumerate(_cut(self.lengths, order, self._share_sizes())):
             own = []
-            start = 0
-            for first in range(0, len(pieces), self.mixed):
-                group = Group(share, number, tuple(pieces[first : first + self.mixed]), start)
+            start = first = 0
+            while first < len(pieces):
+                # groups of different shares should end at different times, for readers to have steady work
+                n = self.mixed if first else self.mixed - int(_spread(share) * self.mixed)
+                group = Group(share, number, tuple(pieces[first : first + n]), start)
                 own.append(group)
-                start = group.stop
-                number += 1
+                start, first, number = group.stop, first + n, number + 1
             found.append(own)
         return found
 
@@ -207,6 +208,12 @@ def shares_of(rank: int, n_ranks: int, shares: int) -> range:
     [range(0, 1), range(1, 2), range(2, 4)]
     """
     return range(rank * shares // n_ranks, (rank + 1) * shares // n_ranks)
+
+
+def _spread(i: int) -> float:
+    """Give numbers of [0, 1) so that neighbours are far from each other (van der Corput): 0, 1/2, 1/4, 3/4, 1/8..."""
+    digits = f"{i:b}"[::-1]
+    return int(digits, 2) / 2 ** len(digits)
 
 
 def _dealt(n: int, batch_size: int, shares: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ _LAYERS = {
     "MaxPool2d MaxPool3d",
     "sparse": "Embedding EmbeddingBag",
 }
+_SCHEDULES = "ConstantLR CosineAnnealingLR ExponentialLR LinearLR MultiStepLR OneCycleLR StepLR"
 _LOSSES = (
     "binary_cross_entropy_with_logits cross_entropy gaussian_nll_loss huber_loss l1_loss mse_loss nll_loss "
     "poisson_nll_loss smooth_l1_loss"
@@ -27,6 +28,7 @@ TORCH_TYPES = frozenset(
         *(f"torch.nn.modules.{file}.{name}" for file, names in _LAYERS.items() for name in names.split()),
         *(f"torch.nn.functional.{name}" for name in _LOSSES.split()),
         *(f"torch.optim.{file}.{name}" for file, name in _OPTIMIZERS.items()),
+        *(f"torch.optim.lr_scheduler.{name}" for name in _SCHEDULES.split()),
         "functools.partial",  # what it calls stands beside it, by its own name
         "torch._C._nn.mse_loss",
     }

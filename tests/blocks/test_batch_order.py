@@ -72,6 +72,18 @@ def test_a_share_reads_few_blocks():
     assert len(set.union(*blocks)) == 40
 
 
+def test_groups_of_different_shares_end_at_different_times():
+    order = order_of([10] * 64, batch_size=16, shares=4, mix=16)
+    ends = [[group.stop for group in own] for own in order.groups(0)]
+    # whoever reads ahead has one group to read at a time, not those of all shares
+    assert ends == [
+        [40, 80, 120, 160],
+        [20, 60, 100, 140, 160],
+        [30, 70, 110, 150, 160],
+        [10, 50, 90, 130, 160],
+    ]
+
+
 def test_another_seed_and_another_epoch_have_another_order():
     found = {
         tuple(np.concatenate(epoch_of(order_of([9] * 6, random_state=seed), epoch)).tolist())

@@ -24,6 +24,13 @@ def test_digits_are_read_and_the_bundle_reads_them_too(tmp_path, parallel):
     assert "digits-network" in repr(bundle)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_digits_are_read_whatever_the_seed(tmp_path, seed):
+    run = digits_network(workdir=str(tmp_path), random_state=seed).run(progress=False)
+    assert run.metrics["accuracy"] >= 0.97
+
+
 def test_another_way_of_sharing_is_refused():
     with pytest.raises(dpipe.DpipeError, match="parallel must be 'data' or 'model', got 'both'"):
         digits_model(parallel="both")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -21,7 +20,10 @@ from dpipe.families.registry import Estimator
 from dpipe.sizes import counted, format_bytes, parse_bytes
 from dpipe.train.loading.blocks import Blocks
 from dpipe.train.loading.matrices import Columns
-from dpipe.train.loading.ring import Ring
+from dpipe.train.loading.ring import Ring, Room
+
+#: Raised when the same seed and blocks come in another order than before: a position of before is no longer one.
+_ORDER = 2
 
 
 class Loader:
@@ -59,7 +61,7 @@ class Loader:
     threads : int, default 2
         That read.
     ahead : int, optional
-        Buffers beside those in use, a block each. Default: a quarter as many, and one for each thread at least.
+        Buffers beside those in use, a block each. Default: half as many, and one for each thread at least.
     dtype : {"float32", "float64"}, default "float32"
         Of X and the weights.
     tensors : bool, default True
@@ -215,7 +217,7 @@ class Loader:
 
     @cached_property
     def _digest(self) -> str:
-        told = [self.order.lengths, self._drop_last, sorted(self._how.items())]
+        told = [_ORDER, self.order.lengths, self._drop_last, sorted(self._how.items())]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def _shares(self) -> range:
@@ -231,7 +233,7 @@ class Loader:
     def n_buffers(self, shares: Sequence[int]) -> int:
         """Count the buffers for some shares."""
         used = len(shares) * mixed_of(self._how["shuffle"], self._how["mix"], self._how["shares"])
-        return used + (max(used // 4, self._threads) if self._ahead is None else self._ahead)
+        return used + (max(used // 2, self._threads) if self._ahead is None else self._ahead)
 
     def n_buffers_of(self, n_ranks: int) -> int:
         """Count the buffers of each of some ranks, at most."""
@@ -288,8 +290,9 @@ class Loader:
         buffers = columns.buffers(min(self.n_buffers(shares), n_pieces) * self._largest)
         started = self._epoch, self._step
         ring = Ring(order, *started, shares, buffers, self._largest, self._fill, self._threads)
+        room = _arrays_of(columns) if torch is None else _tensors_of(torch, columns)
         try:
-            for step, batch in enumerate(ring.batches(self._room), start=self._step + 1):
+            for step, batch in enumerate(ring.batches(room), start=self._step + 1):
                 last = step == order.n_steps
                 self._epoch, self._step = started[0] + int(last), 0 if last else step
                 yield batch
@@ -300,19 +303,6 @@ class Loader:
         """Read a piece of a block into buffers."""
         rows = self._blocks.load(piece.block)
         self._columns.fill(out, rows, self._transform, slice(piece.start, piece.stop))
-
-    def _room(self, n: int) -> tuple[Sequence[np.ndarray], tuple[Any, ...]]:
-        """Make room for a batch: the arrays to write to, and what is given."""
-        if not self._tensors:
-            arrays = self._columns.buffers(n)
-            return arrays, tuple(arrays)
-        torch = sys.modules["torch"]
-        pinned = torch.cuda.is_available()
-        tensors = tuple(
-            torch.empty((n, *shape), dtype=getattr(torch, dtype.name), pin_memory=pinned)
-            for shape, dtype in self._columns.shapes
-        )
-        return [tensor.numpy() for tensor in tensors], tensors
 
     def __repr__(self) -> str:
         """Say what is read, and where it is."""
@@ -383,6 +373,28 @@ def _torch(cls: type) -> Any:
         ) from err
     torch.utils.data.IterableDataset.register(cls)
     return torch
+
+
+def _tensors_of(torch: Any, columns: Columns) -> Room:
+    """Give what makes room for a batch of tensors, and the arrays through which they are written."""
+    pinned = {"pin_memory": True} if torch.cuda.is_available() else {}
+    kinds = [(shape, getattr(torch, dtype.name)) for shape, dtype in columns.shapes]
+
+    def room(n: int) -> tuple[list[np.ndarray], tuple[Any, ...]]:
+        tensors = tuple(torch.empty((n, *shape), dtype=kind, **pinned) for shape, kind in kinds)
+        return [tensor.numpy() for tensor in tensors], tensors
+
+    return room
+
+
+def _arrays_of(columns: Columns) -> Room:
+    """Give what makes room for a batch of arrays."""
+
+    def room(n: int) -> tuple[list[np.ndarray], tuple[Any, ...]]:
+        arrays = columns.buffers(n)
+        return arrays, tuple(arrays)
+
+    return room
 
 
 def _distributed_ranks(torch: Any) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from dpipe.families.registry import Estimator
 
 #: Rows that are transposed at a time: their columns stay in the processor's cache.
 _ROWS_AT_A_TIME = 4096
+#: Rows whose columns are copied beside each other before that: few large steps, as other threads run between them.
+_COPIED_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,9 @@ def _transpose_table(out: np.ndarray, table: pa.Table) -> None:
     if len(columns) < table.num_columns:
         _transpose(out, numbers(table))
         return
-    held = np.empty((len(columns), min(_ROWS_AT_A_TIME, len(out))), dtype=out.dtype)
-    for start in range(0, len(out), _ROWS_AT_A_TIME):
-        part = slice(start, min(start + _ROWS_AT_A_TIME, len(out)))
+    held = np.empty((len(columns), min(_COPIED_ROWS, len(out))), dtype=out.dtype)
+    for start in range(0, len(out), _COPIED_ROWS):
+        part = slice(start, min(start + _COPIED_ROWS, len(out)))
         some = held[:, : part.stop - start]
         for own, column in zip(some, columns, strict=True):
             own[:] = column[part]

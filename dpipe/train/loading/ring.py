@@ -8,16 +8,17 @@ pieces that are in use together, somebody can always go on.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from dpipe.blocks.batch_order import BatchOrder, Group, Piece
 from dpipe.blocks.heap import keep_freed
 
-Batch = TypeVar("Batch")
 #: Writes a piece of a block into buffers of as many rows.
 Fill = Callable[[Piece, Sequence[np.ndarray]], None]
+#: Makes room for a batch of some rows: the arrays to write to, and what is given.
+Room = Callable[[int], tuple[Sequence[np.ndarray], tuple[Any, ...]]]
 #: Seconds between two looks at whether the readers still live.
 _LOOK_EVERY_S = 5.0
 
@@ -27,6 +28,9 @@ class _Held:
     """A group in the ring."""
 
     group: Group
+    start: int
+    stop: int
+    """Rows of its share before it, and up to its end."""
     buffers: list[int] = field(default_factory=list)
     missing: int = 0
     """Pieces that are not there yet."""
@@ -72,7 +76,8 @@ class Ring:
         groups = order.groups(epoch)
         begun = {share: order.begun(share, step) for share in shares}
         self._queues = {
-            share: [_Held(group) for group in groups[share] if group.stop > begun[share]] for share in shares
+            share: [_Held(each, each.start, each.stop) for each in groups[share] if each.stop > begun[share]]
+            for share in shares
         }
         self._pending = self._schedule()
         self._threads = [
@@ -137,8 +142,8 @@ class Ring:
         found: np.ndarray = np.concatenate(where)[self._order.rows(self._epoch, held.group)]
         return found
 
-    def batches(self, room: Callable[[int], tuple[Sequence[np.ndarray], Batch]]) -> Iterator[Batch]:
-        """Yield the batches to the end of the epoch; `room` makes one of some rows, and gives its arrays with it."""
+    def batches(self, room: Room) -> Iterator[tuple[Any, ...]]:
+        """Yield the batches to the end of the epoch."""
         taken = {share: self._order.begun(share, self._step) for share in self._shares}
         for step in range(self._step, self._order.n_steps):
             counts = self._order.counts(step)
@@ -155,11 +160,11 @@ class Ring:
             while left:
                 held = self._group(share)
                 assert held.rows is not None
-                first = taken[share] - held.group.start
+                first = taken[share] - held.start
                 found.append(held.rows[first : first + left])
                 left -= len(found[-1])
                 taken[share] += len(found[-1])
-                if taken[share] == held.group.stop:
+                if taken[share] == held.stop:
                     place = self._copy(out, place, found)
                     self._release(share)
         self._copy(out, place, found)
@@ -169,10 +174,11 @@ class Ring:
         if not found:
             return place
         rows = found[0] if len(found) == 1 else np.concatenate(found)
+        end = place + len(rows)
         for part, into in zip(self._parts, out, strict=True):
-            np.take(part, rows, axis=0, out=into[place : place + len(rows)], mode="clip")
+            part.take(rows, 0, into[place:end], "clip")
         found.clear()
-        return place + len(rows)
+        return end
 
     def _group(self, share: int) -> _Held:
         """Wait for the group of a share whose rows are next.

@@ -181,10 +181,11 @@ def main() -> NoReturn:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not stand among what is given
     length = int.from_bytes(sys.stdin.buffer.read(8), "little")
-    work, ranks, meeting, threads = pickle.loads(sys.stdin.buffer.read(length))
+    told = list(pickle.loads(sys.stdin.buffer.read(length)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        found = _joined(_rebuilt(work), ranks, meeting, threads)
+        # the bytes of a network are as large as its weights: they are not kept beside them
+        found = _joined(_rebuilt(told.pop(0)), *told)
     except Exception as err:
         lost = _is_of_others(err)
         found, status = b"" if lost else json.dumps({"error": _complaint(err)}).encode(), 1 if lost else _SAID

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpipe.train.networks.ranks import Ranks
+from dpipe.train.networks.shards import gathered
 
 
 class Net:
@@ -73,39 +74,10 @@ class Net:
         return {name: value.detach().clone() if copied else value for name, value in found.items()}
 
     def whole(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Give weights as plain tensors in main memory; all processes must ask."""
-        return {name: _gathered(value).detach().cpu() for name, value in weights.items()}
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Give what an optimizer remembers, whole; all processes must ask."""
-        if not self._sharded:
-            return dict(optimizer.state_dict())
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_optimizer_state_dict(self.module, optimizer, options=whole))
-
-    def load(self, weights: Mapping[str, Any], optimizer: Any, state: Mapping[str, Any]) -> None:
-        """Go on with weights and what an optimizer remembers, both whole."""
-        if not self._sharded:
-            self.module.load_state_dict(weights)
-            optimizer.load_state_dict(state)
-            return
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
-        whole = StateDictOptions(full_state_dict=True)
-        set_state_dict(
-            self.module,
-            optimizer,
-            model_state_dict=dict(weights),
-            optim_state_dict=dict(state),
-            options=whole,
-        )
+        """Give weights as plain tensors in main memory; all processes must ask, and the first has what is sharded."""
+        found = ((name, gathered(value)) for name, value in weights.items())
+        return {name: value for name, value in found if not self._sharded or self._ranks.rank == 0}
 
 
 def _local(values: Any) -> Any:
     return values.to_local() if hasattr(values, "to_local") else values
-
-
-def _gathered(values: Any) -> Any:
-    return values.full_tensor() if hasattr(values, "full_tensor") else values

@@ -67,9 +67,11 @@ def largest_block(source: Source) -> int | None:
 
 
 def reading_nbytes(source: Source, n_buffers: int) -> int:
-    """Count the bytes of a loader: its buffers, and two blocks that are being decoded."""
+    """Count the bytes of a loader: its buffers, and two blocks that are being decoded and turned to rows."""
     per_row = sum(source.row_nbytes.values()) + 8 * (source.y is not None)
-    row_nbytes = n_buffers * (4 * source.n_columns + 8) + 2 * per_row * source.overhead
+    row_nbytes = n_buffers * (4 * source.n_columns + 8) + 2 * (
+        per_row * source.overhead + 4 * source.n_columns
+    )
     return int((largest_block(source) or 0) * row_nbytes)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from dpipe.blocks.batch_order import shares_of
 from dpipe.errors import InputError
 from dpipe.train.loading.loader import Loader
+from dpipe.train.networks import shards
 from dpipe.train.networks.nets import Net
 from dpipe.train.networks.ranks import Ranks, own_peak_nbytes
 from dpipe.train.networks.targets import Targets
@@ -138,8 +139,13 @@ class _Training:
                 self._score(recipe.validation)
             self._write()
         weights = self._best or self._net.weights()
+        memory = self._memory()
+        # what is given away lies beside the weights: it may take the place of what is needed no longer
+        self._optimizer.zero_grad()
+        self._optimizer.state.clear()
+        whole = self._net.whole(weights)
         peak = int(self._ranks.largest(own_peak_nbytes()))
-        return Trained(self._net.whole(weights), self._losses, self._scores, self._rows, peak, self._memory())
+        return Trained(whole, self._losses, self._scores, self._rows, peak, memory)
 
     def _memory(self) -> bytes:
         """Give what the optimizer remembers, where somebody may go on with it."""
@@ -229,21 +235,26 @@ class _Training:
         self._tell()
         if self._recipe.path is None:
             return
-        # of what is sharded, all processes give their part
         tree = {
             "identity": self._recipe.identity,
             "position": self._recipe.loader.state_dict(),
-            "module": self._net.whole(self._net.weights()),
-            "optimizer": self._net.optimizer_state(self._optimizer),
             "schedule": None if self._schedule is None else self._schedule.state_dict(),
-            "best": None if self._best is None else self._net.whole(self._best),
             "losses": self._losses,
             "scores": self._scores,
         }
+        path, optimizer, best = Path(self._recipe.path), self._optimizer, self._best
+        if self._recipe.sharded:
+            tensors = shards.held(self._net.module, optimizer, best)
+            shards.write(path, tree | {"groups": shards.groups_of(optimizer)}, tensors, self._ranks)
+            return
         if self._ranks.rank:
             return
-        path = Path(self._recipe.path)
         unfinished = path.with_suffix(".tmp")
+        tree |= {
+            "module": self._net.whole(self._net.weights()),
+            "optimizer": optimizer.state_dict(),
+            "best": None if best is None else self._net.whole(best),
+        }
         self._torch.save(tree, unfinished)
         unfinished.replace(path)
 
@@ -255,10 +266,16 @@ class _Training:
         if tree is None:
             return
         self._recipe.loader.load_state_dict(tree["position"])
-        self._net.load(tree["module"], self._optimizer, tree["optimizer"])
+        if self._recipe.sharded:
+            path = Path(self._recipe.path or "")
+            self._best = shards.load(path, tree, self._net.module, self._optimizer, self._ranks)
+        else:
+            self._net.module.load_state_dict(tree["module"])
+            self._optimizer.load_state_dict(tree["optimizer"])
+            self._best = tree["best"]
         if self._schedule is not None:
             self._schedule.load_state_dict(tree["schedule"])
-        self._best, self._losses, self._scores = tree["best"], tree["losses"], tree["scores"]
+        self._losses, self._scores = tree["losses"], tree["scores"]
 
 
 def not_finite(loss: float, epoch: int, step: int) -> InputError:
@@ -288,7 +305,7 @@ def _content(recipe: Recipe) -> bytes:
     path = None if recipe.path is None else Path(recipe.path)
     if path is None or not path.exists():
         return b""
-    content = path.read_bytes()
+    content = shards.rest(path) if recipe.sharded else path.read_bytes()
     tree = _tree(content, "cpu")
     return content if tree is not None and tree["identity"] == recipe.identity else b""
 

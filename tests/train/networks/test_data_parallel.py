@@ -182,6 +182,26 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(by_hand, tmp_path
     assert again.losses_ == fitted.losses_
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_shards_go_on_with_another_number_of_processes(by_hand, tmp_path):
+    given = {"sharded": True, "schedule": constant, "validation": (X[:200], Y[:200])}
+    first = estimator(ranks=2, epochs=1, **given).fit(X, Y, workdir=tmp_path)
+    assert len(first.losses_) == 8
+    fitted = estimator(ranks=1, **given).fit(X, Y, workdir=tmp_path)
+    assert fitted.losses_[:8] == first.losses_
+    assert fitted.validation_losses_[1] < fitted.validation_losses_[0] == first.validation_losses_[0]
+    assert_same(fitted, by_hand)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_shards_survive_processes_that_die(by_hand, tmp_path, monkeypatch):
+    monkeypatch.setenv("STOP_AFTER", "5")  # of each group of processes; checkpoints are made after 3, 6 and 8
+    fitted = estimator(loss=counted_loss, ranks=2, sharded=True).fit(X, Y, workdir=tmp_path)
+    assert_same(fitted, by_hand)
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_names_the_batch(ranks, tmp_path):
     bad = Y.copy()

@@ -13,6 +13,7 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_digits
@@ -20,6 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
 import dpipe
+from dpipe.deploy.batch import score_files
+from dpipe.deploy.bundle import write_bundle
 from dpipe.errors import InputError, MemoryLimitError, UnsupportedEstimatorError
 from tests.conftest import CHECKOUT
 from tests.helpers import raise_if_computes
@@ -142,7 +145,7 @@ import dpipe
 from tests.train.networks.test_fits import digit_blocks, digits, slow_cross_entropy
 
 X, y = digit_blocks()
-network = digits(epochs=3, checkpoint_every=2).set_params(loss=slow_cross_entropy)
+network = digits(epochs=3, checkpoint_every=2, ranks=int(sys.argv[3])).set_params(loss=slow_cross_entropy)
 fitted = dpipe.fit(network, X, y, workdir=sys.argv[1])
 np.savez(sys.argv[2], losses=fitted.losses_, **{name: value.numpy() for name, value in fitted.state_dict().items()})
 """
@@ -153,10 +156,15 @@ def slow_cross_entropy(output, y):
     return torch.nn.functional.cross_entropy(output, y)
 
 
-def test_a_process_that_is_killed_ends_with_the_same_weights(tmp_path):
-    def run(name, seconds):
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("kills", "ranks"),
+    [(1, 1), pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)],
+)
+def test_a_process_that_is_killed_ends_with_the_same_weights(tmp_path, kills, ranks):
+    def run(seconds):
         return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / name), str(tmp_path / f"{name}.npz")],
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "killed"), str(tmp_path / "end.npz"), str(ranks)],
             cwd=CHECKOUT,
             env={
                 **os.environ,
@@ -166,18 +174,36 @@ def test_a_process_that_is_killed_ends_with_the_same_weights(tmp_path):
             },
         )
 
-    killed = run("killed", 0.2)
-    while not list((tmp_path / "killed").glob("networks/*.pt")) and killed.poll() is None:
-        time.sleep(0.02)
-    time.sleep(np.random.default_rng().uniform(0, 2))
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert run("killed", 0).wait() == 0
-    found = np.load(tmp_path / "killed.npz")
-    whole = dpipe.fit(digits(epochs=3), *digit_blocks())
+    def checkpoints():
+        return [path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("networks/*.pt")]
+
+    for _ in range(kills):
+        before, killed = checkpoints(), run(0.2)
+        while checkpoints() == before and killed.poll() is None:
+            time.sleep(0.02)
+        time.sleep(np.random.default_rng().uniform(0, 1))
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
+    assert run(0).wait() == 0
+    found = np.load(tmp_path / "end.npz")
+    whole = dpipe.fit(digits(epochs=3, ranks=ranks), *digit_blocks())
+    # each batch had the loss that it has in a run without a stop: they came in the same order
     np.testing.assert_array_equal(found["losses"], whole.losses_)
     for name, value in whole.state_dict().items():
         np.testing.assert_array_equal(found[name], value)
+
+
+def test_files_are_scored_by_a_network(tmp_path):
+    frame = rides()
+    fitted = dpipe.fit(late_model(epochs=2), dd.from_pandas(frame, npartitions=3), "late")
+    X = frame[["km", "zone"]]
+    bundle = write_bundle(tmp_path / "bundle", fitted, schema=pa.Schema.from_pandas(X, preserve_index=False))
+    (tmp_path / "new").mkdir()
+    frame.to_parquet(tmp_path / "new" / "0.parquet", row_group_size=100)
+    score_files(bundle, tmp_path / "new", tmp_path / "scored", keep=["km"])
+    found = pd.read_parquet(tmp_path / "scored" / "0.parquet")
+    np.testing.assert_array_equal(found["km"], frame["km"])
+    np.testing.assert_allclose(found["probability_1"], fitted.predict_proba(X)[:, 1], rtol=1e-5)
 
 
 def test_partial_fit_goes_on_as_more_epochs_would():
