@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m benchmarks.pipelining", description=__doc__)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory-width", type=int, default=2048)
     parser.add_argument("--memory-layers", type=int, default=20)

@@ -41,17 +41,26 @@ class StageFiles:
     """What the weights follow from."""
 
     def write(
-        self, tree: dict[str, Any], told: dict[str, Any], stage: int, n_stages: int, meet: Callable[[], Any]
+        self,
+        tree: dict[str, Any],
+        told: dict[str, Any],
+        stage: int | None,
+        n_stages: int,
+        meet: Callable[[], Any],
     ) -> None:
-        """Write a checkpoint together with the other stages; all of them call this, and `meet` waits for all."""
+        """Write a checkpoint together with the other stages; all of them call this, and `meet` waits for all.
+
+        Whose weights another copy of the network has, gives None for its stage, and writes nothing.
+        """
         import torch
 
         folder = Path(self.folder)
         folder.mkdir(exist_ok=True)
         names = [f"stage-{i}-of-{n_stages}-{told['epoch']}-{told['step']}.pt" for i in range(n_stages)]
-        _write_whole(folder / names[stage], lambda unfinished: torch.save(tree, unfinished))
+        if stage is not None:
+            _write_whole(folder / names[stage], lambda unfinished: torch.save(tree, unfinished))
         meet()
-        if stage:
+        if stage != 0:
             return
         manifest = json.dumps({"identity": self.identity, "files": names, **told})
         _write_whole(folder / MANIFEST, lambda unfinished: unfinished.write_text(manifest))

@@ -222,8 +222,8 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(alone, tmp_path):
     [
         ({"stages": 7}, InputError, "7 stages need as many layers, but the module can be cut into 6"),
         ({"stages": 0}, InputError, "stages must be an integer of at least 1"),
-        ({"order": "zigzag"}, InputError, "order must be one of 1f1b, gpipe, got 'zigzag'"),
-        ({"micro_batches": 500}, InputError, "micro_batches=500 cannot be made of batch_size=128"),
+        ({"order": "zigzag"}, InputError, "order must be one of 1f1b, gpipe, interleaved, got 'zigzag'"),
+        ({"micro_batches": 500}, InputError, "micro_batches=500 cannot be made of 128 rows"),
         ({"module": LAYERS[:-1]}, InputError, r"an output of shape \(1,\), but its target is of shape \(\)"),
         ({"module": [functools.partial(nn.Linear, 7, 1)], "stages": 1}, InputError, "Layer 0 .* fails"),
         ({"validation": 0.1}, InputError, "validation must be rows of their own"),
