@@ -7,6 +7,7 @@ module would compute it, so that the cut decides nothing but who computes what, 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -18,7 +19,7 @@ from dpipe.blocks.batch_order import shares_of
 from dpipe.train.loading.loader import Loader
 from dpipe.train.networks.chain import Layer, built, drawn
 from dpipe.train.networks.profile import Values
-from dpipe.train.networks.ranks import Ranks, own_peak_nbytes
+from dpipe.train.networks.ranks import Ranks, draw_from, own_peak_nbytes
 from dpipe.train.networks.stage_files import StageFiles
 from dpipe.train.networks.targets import Targets
 from dpipe.train.networks.training import Trained, epochs_since_best, not_finite
@@ -87,6 +88,15 @@ class _Clock:
     """Of each batch."""
     span_s: list[float] = field(default_factory=list)
     n_rows: int = 0
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Count the time as that in which it computes."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.busy_s[-1] += time.perf_counter() - begun
 
 
 @dataclass(frozen=True)
@@ -171,12 +181,12 @@ class _Stage:
 
     def _seeding(self, index: int) -> Callable[[Any, Any], None]:
         """Have what a layer draws follow from its place and the micro-batch: not from the cut."""
-        clock, torch, seed = self._clock, self._torch, self._recipe.seed
+        clock, seed = self._clock, self._recipe.seed
         before = self._recipe.copy * self._recipe.micro_batches  # micro-batches of other copies
 
         def begin(module: Any, _: Any) -> None:
             if module.training:
-                torch.manual_seed(drawn(seed, clock.epoch, clock.step, before + clock.chunk, index))
+                draw_from(drawn(seed, clock.epoch, clock.step, before + clock.chunk, index), self._device)
 
         return begin
 
@@ -210,11 +220,9 @@ class _Stage:
         clock = self._clock
 
         def call(chunk: int, *args: Any, **kwargs: Any) -> Any:
-            clock.chunk, begun = chunk, time.perf_counter()
-            try:
+            clock.chunk = chunk
+            with clock.computing():
                 return method(chunk, *args, **kwargs)
-            finally:
-                clock.busy_s[-1] += time.perf_counter() - begun
 
         return call
 
@@ -342,8 +350,9 @@ class _Stage:
         n = min(max(len(self._y) - int(places[0]), 0), len(places))
         if n == 0:
             return output.sum() * 0
-        y = self._targets(output[:n], self._y[places[:n]])
-        return self._recipe.loss(output[:n], y) * (n / self._n_all)
+        with self._clock.computing():
+            y = self._targets(output[:n], self._y[places[:n]])
+            return self._recipe.loss(output[:n], y) * (n / self._n_all)
 
     def _check_finite(self, loss: Any) -> None:
         """Tell all stages the loss, and stop all of them at the same batch."""
