@@ -74,12 +74,12 @@ def waited(layers: list[Any], width: int, micro_batches: int, steps: int, **how:
     return dict(found)
 
 
-def bubbles(layers: list[Any], width: int, steps: int, repeat: int) -> list[str]:
+def bubbles(layers: list[Any], width: int, steps: int, repeat: int, **how: Any) -> list[str]:
     """Measure each number of micro-batches in turns; give the lines of a table."""
     found: dict[int, list[dict[str, Any]]] = {m: [] for m in MICRO_BATCHES}
     for _ in range(repeat):
         for m, runs in found.items():
-            runs.append(waited(layers, width, m, steps))
+            runs.append(waited(layers, width, m, steps, **how))
     lines = [
         "| micro-batches | waited | formula | waited / formula | planned | seconds a batch |",
         "|---|---|---|---|---|---|",
@@ -127,8 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m benchmarks.pipelining", description=__doc__)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--inner", type=int, default=8192)
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument(
+        "--order", default="interleaved", help="1f1b and gpipe have nothing to do while values travel"
+    )
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory-width", type=int, default=2048)
     parser.add_argument("--memory-layers", type=int, default=20, help="0 leaves that table out")
@@ -140,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line)
         print()
     layers = blocks(given.width, given.inner, given.blocks)
-    for line in bubbles(layers, given.width, given.steps, given.repeat):
+    for line in bubbles(layers, given.width, given.steps, given.repeat, order=given.order, virtual=1):
         print(line)
     return 0
 

@@ -187,6 +187,41 @@ class ModelParallel(NetworkEstimator):
         assert prepared.split is not None
         return prepared.split
 
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "ModelParallel":
+        """Learn some rows once, in processes of this machine; go on from the last call.
+
+        The processes begin anew in each call, which takes some seconds: give many rows at a time.
+
+        Parameters
+        ----------
+        X, y
+            Of shape (n_samples, n_features) and (n_samples,).
+        classes : sequence, optional
+            Those of `classes`, as scikit-learn's classifiers are told them.
+
+        Returns
+        -------
+        ModelParallel
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If `classes` are others than the parameter says, or the loss is no longer finite.
+        """
+        self.check_classes(classes)
+        calls = getattr(self, "n_calls_", 0)
+        once = {"epochs": 1, "validation": None, "random_state": self.random_state + calls}
+        network = ModelParallel(**{**self.get_params(deep=False), **once})
+        prepared = prepare_stages(None, network, X, y, None, memory=None, client=None, workers=None)
+        weights = self.state_dict() if calls else None
+        learned, memory = prepared.more(weights, getattr(self, "optimizer_state_", b""))
+        self.module_, self.split_, self.measured_ = learned.module_, learned.split_, learned.measured_
+        self.losses_ = [*(self.losses_ if calls else []), *learned.losses_]
+        self.n_features_in_ = network.recipe(X, y).loader.width
+        self.optimizer_state_, self.n_calls_ = memory, calls + 1
+        return self
+
     def plan_own_fit(self, X: Any, y: Any, sample_weight: Any, **place: Any) -> PreparedStages:
         """Plan the training; see `dpipe.train.prepare.OwnFit`."""
         return prepare_stages(None, self, X, y, sample_weight, **place)

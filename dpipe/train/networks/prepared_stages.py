@@ -1,5 +1,6 @@
 """The fit of a network that is split across processes: its plan, its stages, and what came of them."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -271,6 +272,32 @@ class PreparedStages(PreparedNetwork):
         if recorded is not None and network.measured_:
             recorded.say(compared(network.split_, network.measured_))
         return fitted, tallies
+
+    def more(self, weights: dict[str, Any] | None, memory: bytes) -> tuple[Any, bytes]:
+        """Go on from weights, and from what their optimizers remember, without a workdir.
+
+        Returns
+        -------
+        estimator
+            A clone with what was learned.
+        bytes
+            What the optimizers remember now.
+        """
+        import torch
+
+        begun = {"epoch": 0, "step": 0, "losses": [], "scores": []}
+        with self._recipe(None, (), None) as (recipe, _):
+            files = StageFiles(recipe.folder, recipe.identity)
+            if weights is not None:
+                held = torch.load(io.BytesIO(memory), weights_only=True)
+                files.write({**held, "module": weights, "best": None}, begun, 0, 1, lambda: None)
+            trained = self._trained(None, recipe)
+            trained.weights = {name: value.clone() for name, value in trained.weights.items()}  # the files go
+            written, kept = files.last(self.network.epochs), io.BytesIO()
+            assert written is not None
+            told = {"optimizer": written.tensors("optimizer")}
+            torch.save(told | {name: written.first(name) for name in ("groups", "schedule")}, kept)
+            return self._learned(trained, recipe), kept.getvalue()
 
     def _fingerprint(self) -> str:
         """Give the fingerprint of a network and of how it learns, but for the number of epochs and the cut."""

@@ -28,8 +28,8 @@ class Written:
         return {name: value for tree in self.trees for name, value in (tree[part] or {}).items()}
 
     def first(self, part: str) -> Any:
-        """Give a part that is the same in all stages that have it."""
-        return next(tree[part] for tree in self.trees if tree.get(part) is not None)
+        """Give a part that is the same in all stages that have it; None if none has."""
+        return next((tree[part] for tree in self.trees if tree.get(part) is not None), None)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,28 @@ def test_any_grid_learns_the_same(given):
     assert largest_difference(fitted.state_dict(), weights) < 1e-6
 
 
+@pytest.mark.timeout(240)
+def test_partial_fit_goes_on_with_weights_and_what_the_optimizer_remembers():
+    network = estimator(shuffle=None, epochs=7)
+    parts = [(X[:256], Y[:256]), (X[256:], Y[256:])]
+    for own, target in parts:
+        assert network.partial_fit(own, target) is network
+    net, losses = nn.Sequential(*built(chain_of(LAYERS).layers, 0)), []
+    optimizer = network.optimizer(net.parameters())
+    for own, target in parts:  # each of them once
+        for x, wanted in network.loaders(own, target, 0)[0]:
+            optimizer.zero_grad()
+            found = network.loss(net(x), wanted)
+            found.backward()
+            optimizer.step()
+            losses.append(float(found.detach()))
+    np.testing.assert_allclose(network.losses_, losses, rtol=1e-5)
+    assert largest_difference(network.state_dict(), net.state_dict()) < 1e-6
+    assert (network.n_calls_, network.n_features_in_) == (2, 6)
+    with pytest.raises(InputError, match=r"classes=\[1, 2\], but the network was given classes=None"):
+        network.partial_fit(X, Y, classes=[1, 2])
+
+
 @pytest.mark.parametrize(("m", "virtual"), [(2, 2), (8, 2), (6, 3), (12, 2)])
 def test_micro_batches_in_flight_are_those_of_torch(m, virtual):
     from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B, _ComputationType
