@@ -5,10 +5,8 @@ the work that is done in it. By default the C library and Arrow's own allocator 
 soon as they are free; and Dask's nannies tell their workers to return even small ones.
 """
 
-import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +15,6 @@ import pyarrow as pa
 _WORTH_NBYTES = 1024 * 2**20
 #: Pieces up to this size are kept when they are freed, until the heap is trimmed.
 _KEPT_NBYTES = 512 * 2**20
-#: Pieces from this size on stand apart.
-_LARGE_NBYTES = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _worked_on = 0
 
@@ -43,18 +39,6 @@ def keep_freed() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, _KEPT_NBYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_NBYTES)
         pa.set_memory_pool(pa.system_memory_pool())
-
-
-@contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """Have what is kept for long stand outside of the heap, where it leaves no gaps; then keep freed memory."""
-    library = _glibc()
-    if library is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_NBYTES)
-    try:
-        yield
-    finally:
-        keep_freed()
 
 
 def trim(freed_nbytes: int) -> None:

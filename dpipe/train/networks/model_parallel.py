@@ -217,7 +217,7 @@ class ModelParallel(NetworkEstimator):
         weights = self.state_dict() if calls else None
         learned, memory = prepared.more(weights, getattr(self, "optimizer_state_", b""))
         self.module_, self.split_, self.measured_ = learned.module_, learned.split_, learned.measured_
-        self.losses_ = [*(self.losses_ if calls else []), *learned.losses_]
+        self.losses_ = [*(getattr(self, "losses_", []) if calls else []), *learned.losses_]
         self.n_features_in_ = network.recipe(X, y).loader.width
         self.optimizer_state_, self.n_calls_ = memory, calls + 1
         return self

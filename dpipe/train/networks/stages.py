@@ -7,7 +7,7 @@ module would compute it, so that the cut decides nothing but who computes what, 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dpipe.blocks.batch_order import shares_of
-from dpipe.blocks.heap import apart
 from dpipe.train.loading.loader import Loader
 from dpipe.train.networks.chain import Layer, built, drawn
 from dpipe.train.networks.profile import Values
@@ -316,9 +315,7 @@ class _Stage:
         self._add_up()
         self._check_finite(sum(losses) if self._is_last else torch.zeros((), device=self._device))
         if self._optimizer is not None:
-            # it makes what it remembers in its first step
-            with apart() if len(clock.busy_s) == 1 else nullcontext():
-                self._optimizer.step()
+            self._optimizer.step()
         if self._schedule is not None:
             self._schedule.step()
         clock.n_rows += self._n_all
@@ -331,10 +328,8 @@ class _Stage:
                     each.grad.zero_()
             return
         used: set[int] = set()
-        with apart():
-            for each in self._learned:
-                each.grad = self._torch.zeros_like(each)
         for i, each in enumerate(self._learned):
+            each.grad = self._torch.zeros_like(each)
             hooked: Any = each
             hooked.register_post_accumulate_grad_hook(lambda _, i=i: used.add(i))
         self._used = used
