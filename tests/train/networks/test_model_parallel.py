@@ -137,7 +137,9 @@ def run_alone(network, folder, X=X, y=Y):
     """Train in this process, as the only stage."""
     place = find_place(None, None, 1)
     given = network.recipe(X, y)
-    staged = replace(given, splitter=Splitter(network, 6, place, 0), folder=str(folder), identity="it")
+    staged = replace(
+        given, splitter=Splitter(network, 6, place, lambda n_copies: 0), folder=str(folder), identity="it"
+    )
     return Trained.unpacked(staged.of_rank(0, 1).run(Ranks()))
 
 
