@@ -27,20 +27,38 @@ ROWS_A_MICRO_BATCH = 128
 MICRO_BATCHES = (4, 8, 16)
 
 
-def layers_of(width: int, n: int) -> list[Any]:
-    """Give functions that build `n` layers of equal cost."""
+def equal_layers(width: int, n: int) -> list[Any]:
+    """Give functions that build `n` layers of equal cost, all of one kind."""
     import torch
 
     return [functools.partial(torch.nn.Linear, width, width)] * n
 
 
-def network_of(width: int, n: int, batch_size: int, **given: Any) -> Any:
+def block(width: int, inner: int) -> Any:
+    """Build a layer that computes much and gives little, as those of a transformer do."""
+    import torch
+
+    return torch.nn.Sequential(torch.nn.Linear(width, inner), torch.nn.ReLU(), torch.nn.Linear(inner, width))
+
+
+def blocks(width: int, inner: int, n: int) -> list[Any]:
+    """Give functions that build `n` blocks of equal cost, and small layers before and after them.
+
+    The first layer of all has no gradient to give back, and computes less: it must not be one of those that count.
+    """
+    import torch
+
+    first, last = (functools.partial(torch.nn.Linear, *shape) for shape in ((width, width), (width, width)))
+    return [first, *[functools.partial(block, width, inner)] * n, last]
+
+
+def network_of(layers: list[Any], batch_size: int, **given: Any) -> Any:
     """Give an estimator of as many targets as features."""
     import torch
 
     adam = functools.partial(torch.optim.Adam, lr=1e-4)
     how = {"batch_size": batch_size, "shuffle": None, "shares": 1, **given}
-    return dpipe.ModelParallel(layers_of(width, n), torch.nn.functional.mse_loss, adam, **how)
+    return dpipe.ModelParallel(layers, torch.nn.functional.mse_loss, adam, **how)
 
 
 def rows_of(n: int, width: int) -> np.ndarray:
@@ -48,25 +66,31 @@ def rows_of(n: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
 
 
-def waited(width: int, n_layers: int, micro_batches: int, steps: int) -> tuple[float, float]:
-    """Train two stages; give the share of the time that they wait, and seconds a batch."""
+def waited(layers: list[Any], width: int, micro_batches: int, steps: int, **how: Any) -> dict[str, Any]:
+    """Train two stages; give what was measured."""
     batch = ROWS_A_MICRO_BATCH * micro_batches
     X = rows_of(batch * steps, width)
-    fitted = network_of(width, n_layers, batch, stages=2, micro_batches=micro_batches).fit(X, X)
-    return fitted.measured_["bubble"], fitted.measured_["span_s"] / steps
+    found = network_of(layers, batch, stages=2, micro_batches=micro_batches, **how).fit(X, X).measured_
+    return dict(found)
 
 
-def bubbles(width: int, n_layers: int, steps: int, repeat: int) -> list[str]:
+def bubbles(layers: list[Any], width: int, steps: int, repeat: int, **how: Any) -> list[str]:
     """Measure each number of micro-batches in turns; give the lines of a table."""
-    found: dict[int, list[tuple[float, float]]] = {m: [] for m in MICRO_BATCHES}
+    found: dict[int, list[dict[str, Any]]] = {m: [] for m in MICRO_BATCHES}
     for _ in range(repeat):
         for m, runs in found.items():
-            runs.append(waited(width, n_layers, m, steps))
-    lines = ["| micro-batches | waited | formula | seconds a batch |", "|---|---|---|---|"]
+            runs.append(waited(layers, width, m, steps, **how))
+    lines = [
+        "| micro-batches | waited | formula | waited / formula | planned | seconds a batch |",
+        "|---|---|---|---|---|---|",
+    ]
     for m, runs in found.items():
-        shares = sorted(share for share, _ in runs)
+        shares, formula = sorted(run["bubble"] for run in runs), 1 / (m + 1)
         spread = f"{median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
-        lines.append(f"| {m} | {spread} | {1 / (m + 1):.3f} | {median(s for _, s in runs):.2f} |")
+        planned = median(run["planned_bubble"] for run in runs)
+        batch_s = median(run["span_s"] for run in runs) / steps
+        ratio = median(shares) / formula
+        lines.append(f"| {m} | {spread} | {formula:.3f} | {ratio:.2f} | {planned:.3f} | {batch_s:.2f} |")
     return lines
 
 
@@ -84,11 +108,11 @@ def memory(width: int, n_layers: int, steps: int, cap: int) -> list[str]:
     with LocalCluster(n_workers=2, processes=True, **small) as cluster, Client(cluster) as client:
         given = {"memory": 2 * cap, "client": client}  # of both workers, which share this machine
         try:
-            dpipe.plan(network_of(width, n_layers, 64, stages=1), X, X, **given)
+            dpipe.plan(network_of(equal_layers(width, n_layers), 64, stages=1), X, X, **given)
             refused = "fits"
         except MemoryLimitError:
             refused = "refused by the plan"
-        fitted = network_of(width, n_layers, 64, stages=2).fit(X, X, **given)
+        fitted = network_of(equal_layers(width, n_layers), 64, stages=2).fit(X, X, **given)
     lines = ["| processes | planned peak | measured | measured / planned |", "|---|---|---|---|"]
     lines.append(f"| 1, of {format_bytes(cap)} | {refused} | | |")
     found = fitted.measured_
@@ -101,19 +125,25 @@ def memory(width: int, n_layers: int, steps: int, cap: int) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it from the command line."""
     parser = ArgumentParser(prog="python -m benchmarks.pipelining", description=__doc__)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--inner", type=int, default=8192)
+    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument(
+        "--order", default="interleaved", help="1f1b and gpipe have nothing to do while values travel"
+    )
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory-width", type=int, default=2048)
-    parser.add_argument("--memory-layers", type=int, default=20)
+    parser.add_argument("--memory-layers", type=int, default=20, help="0 leaves that table out")
     parser.add_argument("--cap", default="1.75 GiB", help="what a worker may take")
     given = parser.parse_args(arguments)
     print(f"\n{os.cpu_count()} cores, torch {version('torch')}, median of {given.repeat}.\n")
-    for line in memory(given.memory_width, given.memory_layers, given.steps, parse_bytes(given.cap)):
-        print(line)
-    print()
-    for line in bubbles(given.width, given.layers, given.steps, given.repeat):
+    if given.memory_layers:
+        for line in memory(given.memory_width, given.memory_layers, given.steps, parse_bytes(given.cap)):
+            print(line)
+        print()
+    layers = blocks(given.width, given.inner, given.blocks)
+    for line in bubbles(layers, given.width, given.steps, given.repeat, order=given.order, virtual=1):
         print(line)
     return 0
 

@@ -1,5 +1,6 @@
 """`Loader`: ready batches for a network, in bounded memory and in an order that can be repeated."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,6 +170,12 @@ class Loader:
     def __len__(self) -> int:
         """Count the batches of an epoch, the same for all ranks."""
         return self.order.n_steps
+
+    def of_rank(self, rank: int, n_ranks: int) -> "Loader":
+        """Give the loader of one rank of so many, at the same position."""
+        found = copy.copy(self)
+        found._ranks = _checked_ranks(rank, n_ranks)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position as a small record of numbers and texts: where the next batch will be taken.

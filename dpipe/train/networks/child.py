@@ -44,6 +44,9 @@ class Work(Protocol):
 class Shared(Protocol):
     """What a group does where each rank is given another part of it, and none the whole."""
 
+    def usable(self, n_ranks: int) -> int:
+        """Count the ranks that can take part, of so many."""
+
     def of_rank(self, rank: int, n_ranks: int) -> Work:
         """Give the part of one rank of so many."""
 

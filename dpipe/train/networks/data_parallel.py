@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from sklearn.pipeline import Pipeline
 
 from dpipe.errors import InputError
@@ -156,10 +155,7 @@ class DataParallel(NetworkEstimator):
         InputError
             If `classes` are others than the parameter says, or the loss is no longer finite.
         """
-        if classes is not None and (self.classes is None or not set(np.unique(classes)) <= set(self.classes)):
-            raise InputError(
-                f"classes={list(classes)!r}, but the network was given classes={self.classes!r}."
-            )
+        self.check_classes(classes)
         calls = getattr(self, "n_calls_", 0)
         started = self if not calls else self._going_on()
         recipe = replace(started.recipe(X, y, random_state=self.random_state + calls), epochs=1)

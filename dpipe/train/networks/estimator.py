@@ -119,6 +119,19 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"validation must be rows of their own, (X, y), got {self.validation!r}.")
         return loader, Loader(*self.validation, shuffle=None, **how)
 
+    def check_classes(self, classes: Any) -> None:
+        """Refuse classes of `partial_fit` that are others than the parameter says.
+
+        Raises
+        ------
+        InputError
+            If they are.
+        """
+        if classes is not None and (self.classes is None or not set(np.unique(classes)) <= set(self.classes)):
+            raise InputError(
+                f"classes={list(classes)!r}, but the network was given classes={self.classes!r}."
+            )
+
     def take(self, fitted: "NetworkEstimator") -> None:
         """Take over what another one has learned."""
         for name, value in vars(fitted).items():

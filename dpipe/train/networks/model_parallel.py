@@ -11,8 +11,9 @@ from dpipe.errors import InputError
 from dpipe.train.loading.loader import check_count
 from dpipe.train.networks.chain import is_module
 from dpipe.train.networks.estimator import NetworkEstimator, checked_labels
+from dpipe.train.networks.orders import ORDERS
 from dpipe.train.networks.prepared_stages import PreparedStages, Staged, prepare_stages
-from dpipe.train.networks.split import SCHEDULES, SplitPlan
+from dpipe.train.networks.split import SplitPlan
 from dpipe.train.prepare import prepare
 
 
@@ -41,12 +42,20 @@ class ModelParallel(NetworkEstimator):
     classes : sequence of int, optional
         The labels, in the order of the module's outputs, as for `dpipe.DataParallel`.
     stages : int, optional
-        Processes. Default: as many as the cluster has workers, and two without a cluster, but no more than layers.
+        Processes that hold the network together. Default: as many as there are `workers`; without them as many as the
+        cluster has, and two without a cluster; but no more than layers.
+    workers : int, optional
+        Processes in all, a multiple of `stages`: that many copies of the network learn side by side, each its shares of
+        a batch, and add up their gradients. Default: one copy.
     micro_batches : int, optional
-        Into how many parts a batch is cut. Default: four for each stage, and more where memory asks for it.
-    order : {"1f1b", "gpipe"}, default "1f1b"
+        Into how many parts a copy cuts its rows of a batch. Default: four for each stage, and more where memory asks
+        for it.
+    order : {"1f1b", "gpipe", "interleaved"}, default "1f1b"
         "1f1b" goes back through a micro-batch as soon as it can, and holds as many as there are stages left;
-        "gpipe" goes through all of them first.
+        "gpipe" goes through all of them first; "interleaved" is 1F1B where a process holds several groups of layers,
+        which waits less, and holds and sends more.
+    virtual : int, default 2
+        Groups of layers of a process in the interleaved order ("virtual stages").
     weights : path, optional
         A file of a state dict, from `torch.save`, to begin with; each process reads its part.
     batch_size, shuffle, mix, shares, random_state
@@ -79,13 +88,15 @@ class ModelParallel(NetworkEstimator):
     split_ : SplitPlan
         How the module was split, and what was expected of it; not kept in bundles and copies.
     measured_ : dict
-        What came of it: "bubble", and lists over the stages: "peak_nbytes", "planned_nbytes" and "busy_s". Empty if
-        nothing was left to be learned.
+        What came of it: "bubble" (the share of the time in which processes wait, the median of all batches but the
+        first) and "planned_bubble"; and lists over the processes, copy by copy: "peak_nbytes", "planned_nbytes" and
+        "busy_s". Empty if nothing was left to be learned.
 
     Notes
     -----
-    Stages wait for each other for (p - 1) / (m + p - 1) of the time, with p stages that are equally quick and m
-    micro-batches (Huang et al., GPipe, 2019). 1F1B is that of Narayanan et al., PipeDream (2019).
+    Stages wait for each other for (p - 1) / (v m + p - 1) of the time, with p stages that are equally quick, m
+    micro-batches and v groups of layers of each process: 1 but in the interleaved order (Huang et al., GPipe, 2019;
+    Narayanan et al., PipeDream, 2019, and Megatron-LM, 2021).
 
     Examples
     --------
@@ -106,8 +117,10 @@ class ModelParallel(NetworkEstimator):
         *,
         classes: Any = None,
         stages: int | None = None,
+        workers: int | None = None,
         micro_batches: int | None = None,
         order: str = "1f1b",
+        virtual: int = 2,
         weights: str | os.PathLike[str] | None = None,
         batch_size: int = 1024,
         epochs: int = 1,
@@ -128,8 +141,10 @@ class ModelParallel(NetworkEstimator):
         self.optimizer = optimizer
         self.classes = classes
         self.stages = stages
+        self.workers = workers
         self.micro_batches = micro_batches
         self.order = order
+        self.virtual = virtual
         self.weights = weights
         self.batch_size = batch_size
         self.epochs = epochs
@@ -172,6 +187,41 @@ class ModelParallel(NetworkEstimator):
         assert prepared.split is not None
         return prepared.split
 
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "ModelParallel":
+        """Learn some rows once, in processes of this machine; go on from the last call.
+
+        The processes begin anew in each call, which takes some seconds: give many rows at a time.
+
+        Parameters
+        ----------
+        X, y
+            Of shape (n_samples, n_features) and (n_samples,).
+        classes : sequence, optional
+            Those of `classes`, as scikit-learn's classifiers are told them.
+
+        Returns
+        -------
+        ModelParallel
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If `classes` are others than the parameter says, or the loss is no longer finite.
+        """
+        self.check_classes(classes)
+        calls = getattr(self, "n_calls_", 0)
+        once = {"epochs": 1, "validation": None, "random_state": self.random_state + calls}
+        network = ModelParallel(**{**self.get_params(deep=False), **once})
+        prepared = prepare_stages(None, network, X, y, None, memory=None, client=None, workers=None)
+        weights = self.state_dict() if calls else None
+        learned, memory = prepared.more(weights, getattr(self, "optimizer_state_", b""))
+        self.module_, self.split_, self.measured_ = learned.module_, learned.split_, learned.measured_
+        self.losses_ = [*(getattr(self, "losses_", []) if calls else []), *learned.losses_]
+        self.n_features_in_ = network.recipe(X, y).loader.width
+        self.optimizer_state_, self.n_calls_ = memory, calls + 1
+        return self
+
     def plan_own_fit(self, X: Any, y: Any, sample_weight: Any, **place: Any) -> PreparedStages:
         """Plan the training; see `dpipe.train.prepare.OwnFit`."""
         return prepare_stages(None, self, X, y, sample_weight, **place)
@@ -190,12 +240,12 @@ class ModelParallel(NetworkEstimator):
         InputError
             If a parameter does not do.
         """
-        if self.order not in SCHEDULES:
-            raise InputError(f"order must be one of {', '.join(SCHEDULES)}, got {self.order!r}.")
-        for name in ("stages", "micro_batches"):
+        if self.order not in ORDERS:
+            raise InputError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}.")
+        for name in ("stages", "workers", "micro_batches"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        for name in ("epochs", "patience", "checkpoint_every"):
+        for name in ("virtual", "epochs", "patience", "checkpoint_every"):
             check_count(name, getattr(self, name))
         # the first stage reads for all of them
         loader, held = self.loaders(X, y, self.random_state, transform=transform, rank=0, n_ranks=1)

@@ -1,11 +1,13 @@
 """The fit of a network that is split across processes: its plan, its stages, and what came of them."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from distributed import Client
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -33,10 +35,34 @@ from dpipe.train.networks.prepared import (
 from dpipe.train.networks.profile import LayerProfile, Values, profile, weigh
 from dpipe.train.networks.split import Load, SplitPlan, check_layers, plan_split, state_ratio
 from dpipe.train.networks.stage_files import StageFiles
-from dpipe.train.networks.stages import StageRecipe
+from dpipe.train.networks.stages import Part, StageRecipe
 from dpipe.train.networks.team import run_here, run_on
 from dpipe.train.networks.training import Trained
 from dpipe.train.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Processes that train together: some copies of the network, each split into stages."""
+
+    n_stages: int
+    n_copies: int = 1
+
+    @property
+    def n_processes(self) -> int:
+        """How many processes there are."""
+        return self.n_stages * self.n_copies
+
+    def of(self, n_ranks: int) -> "Grid":
+        """Give what is left of it with so many processes: whole copies, or one of fewer stages.
+
+        Examples
+        --------
+        >>> Grid(2, 2).of(3), Grid(2, 2).of(1)
+        (Grid(n_stages=2, n_copies=1), Grid(n_stages=1, n_copies=1))
+        """
+        n_stages = min(self.n_stages, n_ranks)
+        return Grid(n_stages, min(n_ranks // n_stages, self.n_copies))
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,8 @@ class Splitter:
     network: Any
     width: int
     place: Place
-    reading_nbytes: int
+    reading_nbytes: Callable[[int], int]
+    """Of the loader of each of some copies."""
 
     @cached_property
     def chain(self) -> Chain:
@@ -63,56 +90,97 @@ class Splitter:
         if self.network.stages is not None:
             return int(self.network.stages)
         wanted = self.place.workers if is_far(self.place.client) else 2
-        return min(wanted, len(self.chain.cuts) + 1)
+        wanted = wanted if self.network.workers is None else int(self.network.workers)
+        return min(wanted, (len(self.chain.cuts) + 1) // self.virtual)
 
-    def memory(self, n_stages: int) -> int | None:
-        """Give the bytes that the process of a stage may take."""
+    @property
+    def virtual(self) -> int:
+        """Groups of layers of a process."""
+        return int(self.network.virtual) if self.network.order == "interleaved" else 1
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The processes, if none is lost.
+
+        Raises
+        ------
+        InputError
+            If there cannot be so many.
+        """
+        n, workers, shares = self.n_stages, self.network.workers or self.n_stages, self.network.shares
+        if workers % n:
+            raise InputError(
+                f"workers={workers} cannot hold copies of {counted(n, 'stage')} each. Give a multiple of {n}."
+            )
+        if is_far(self.place.client) and workers > self.place.workers:
+            named = counted(n, "stage") if workers == n else f"workers={workers}"
+            raise InputError(
+                f"{named} need as many workers, and the cluster has {self.place.workers}. Start more, or "
+                f"give stages={min(n, self.place.workers)} or fewer{'' if workers == n else ', or fewer workers'}."
+            )
+        if workers // n > shares:
+            raise InputError(
+                f"{workers // n} copies cannot read shares={shares}: each needs one. Give shares={workers // n} or "
+                "more, or fewer workers."
+            )
+        return Grid(n, workers // n)
+
+    def memory(self, n_processes: int) -> int | None:
+        """Give the bytes that one process may take."""
         if self.place.memory is None:
             return None
         if is_far(self.place.client):
             return self.place.memory - WORKER_RESERVED_NBYTES
-        return (self.place.memory - self.place.reserved) // n_stages
+        return (self.place.memory - self.place.reserved) // n_processes
 
     @cached_property
     def _profiles(self) -> list[LayerProfile]:
-        n = self.n_stages
-        if is_far(self.place.client) and n > self.place.workers:
-            raise InputError(
-                f"{counted(n, 'stage')} need as many workers, and the cluster has {self.place.workers}. Start more, or "
-                f"give stages={self.place.workers} or fewer."
-            )
-        check_layers(self.chain, weigh(self.chain), n, self._ratio, self.memory(n))
-        parts = self.network.micro_batches or 4 * n
-        return profile(self.chain, self.width, max(-(-self.network.batch_size // parts), 1))
+        grid = self.grid
+        n_parts = grid.n_stages * self.virtual
+        memory = self.memory(grid.n_processes)
+        check_layers(self.chain, weigh(self.chain), n_parts, self._ratio, memory)
+        parts = self.network.micro_batches or 4 * grid.n_stages
+        return profile(self.chain, self.width, max(-(-self._rows(grid.n_copies) // parts), 1))
+
+    def _rows(self, n_copies: int) -> int:
+        """Count the rows of a batch that one copy learns, at most."""
+        shares, batch = self.network.shares, self.network.batch_size
+        return int(-(-batch // shares) * -(-shares // n_copies)) if n_copies > 1 else int(batch)
 
     @cached_property
     def output(self) -> Values:
         """What the last layer gives for a row."""
         return self._profiles[-1].output
 
-    def split(self, n_stages: int) -> SplitPlan:
-        """Cut the module.
+    def split(self, grid: Grid | None = None) -> SplitPlan:
+        """Cut the module, for the processes that are left.
 
         Raises
         ------
         InputError, MemoryLimitError
             If it cannot be cut so.
         """
-        network = self.network
+        network, wanted = self.network, self.grid
+        grid = wanted if grid is None else grid
+        alone = grid.n_stages == 1  # one stage has nobody to take turns with
         load = Load(
-            network.batch_size,
+            self._rows(grid.n_copies),
             Values((self.width,), "float32", 4 * self.width, False),
             self._ratio,
-            network.order,
-            self.reading_nbytes,
+            "1f1b" if alone and network.order == "interleaved" else network.order,
+            1 if alone else self.virtual,
+            self.reading_nbytes(grid.n_copies),
             network.validation is not None,
         )
         parts = network.micro_batches
-        if parts is None and n_stages != self.n_stages:
+        if grid != wanted:
             # what is learned follows from the micro-batches, to the last bit
-            parts = self.split(self.n_stages).micro_batches
-        memory = self.memory(n_stages)
-        return plan_split(self.chain, self._profiles, load, n_stages, memory=memory, micro_batches=parts)
+            parts = (
+                (self.split().micro_batches if parts is None else parts) * wanted.n_copies // grid.n_copies
+            )
+        memory = self.memory(wanted.n_processes)
+        plan = plan_split(self.chain, self._profiles, load, grid.n_stages, memory=memory, micro_batches=parts)
+        return replace(plan, n_copies=grid.n_copies)
 
 
 @dataclass(frozen=True)
@@ -127,27 +195,40 @@ class Staged:
     folder: str | None = None
     identity: str = ""
 
+    def usable(self, n_ranks: int) -> int:
+        """Count the processes that can take part, of so many."""
+        assert self.splitter is not None
+        return self.splitter.grid.of(n_ranks).n_processes
+
     def of_rank(self, rank: int, n_ranks: int) -> StageRecipe:
         """Give what one stage is told, of so many."""
         assert self.splitter is not None
-        network, plan = self.network, self.splitter.split(n_ranks)
-        own = plan.stages[rank]
+        grid = self.splitter.grid.of(n_ranks)
+        network, plan = self.network, self.splitter.split(grid)
+        copy, stage = divmod(rank, grid.n_stages)
+        layers = self.splitter.chain.layers
+        own = [
+            Part(layers[part.start : part.stop], part.input, part.output) for part in plan.stages[stage].parts
+        ]
+        reads = (
+            (lambda loader: loader and loader.of_rank(copy, grid.n_copies)) if stage == 0 else lambda _: None
+        )
         return StageRecipe(
-            self.splitter.chain.layers[own.start : own.stop],
-            rank,
-            n_ranks,
-            own.input,
-            own.output,
+            tuple(own),
+            stage,
+            grid.n_stages,
+            copy,
+            grid.n_copies,
             network.loss,
             network.optimizer,
             network.epochs,
             network.schedule,
-            plan.schedule,
+            plan.order,
             plan.micro_batches,
-            network.batch_size,
+            plan.micro_rows,
             network.random_state,
-            self.loader if rank == 0 else None,
-            self.validation if rank == 0 else None,
+            reads(self.loader),
+            reads(self.validation),
             watched=self.validation is not None,
             patience=network.patience,
             tol=network.tol,
@@ -156,6 +237,7 @@ class Staged:
             identity=self.identity,
             weights=None if network.weights is None else str(network.weights),
             classes=self.classes,
+            timeout_s=network.timeout_s,
         )
 
 
@@ -191,6 +273,32 @@ class PreparedStages(PreparedNetwork):
             recorded.say(compared(network.split_, network.measured_))
         return fitted, tallies
 
+    def more(self, weights: dict[str, Any] | None, memory: bytes) -> tuple[Any, bytes]:
+        """Go on from weights, and from what their optimizers remember, without a workdir.
+
+        Returns
+        -------
+        estimator
+            A clone with what was learned.
+        bytes
+            What the optimizers remember now.
+        """
+        import torch
+
+        begun = {"epoch": 0, "step": 0, "losses": [], "scores": []}
+        with self._recipe(None, (), None) as (recipe, _):
+            files = StageFiles(recipe.folder, recipe.identity)
+            if weights is not None:
+                held = torch.load(io.BytesIO(memory), weights_only=True)
+                files.write({**held, "module": weights, "best": None}, begun, 0, 1, lambda: None)
+            trained = self._trained(None, recipe)
+            trained.weights = {name: value.clone() for name, value in trained.weights.items()}  # the files go
+            written, kept = files.last(self.network.epochs), io.BytesIO()
+            assert written is not None
+            told = {"optimizer": written.tensors("optimizer")}
+            torch.save(told | {name: written.first(name) for name in ("groups", "schedule")}, kept)
+            return self._learned(trained, recipe), kept.getvalue()
+
     def _fingerprint(self) -> str:
         """Give the fingerprint of a network and of how it learns, but for the number of epochs and the cut."""
         network, taker = self.network, Fingerprinter()
@@ -205,6 +313,7 @@ class PreparedStages(PreparedNetwork):
             "tol",
             "random_state",
             "micro_batches",
+            "workers",
         ]
         told = {name: getattr(network, name) for name in names}
         beside = str(network.weights), str(network.validation is None)
@@ -212,7 +321,7 @@ class PreparedStages(PreparedNetwork):
 
     def _trained(self, client: Client | None, recipe: Any) -> Trained:
         """Train; the weights are mapped from the files of the stages, where there are any."""
-        network, n = self.network, recipe.splitter.n_stages
+        network, n = self.network, recipe.splitter.grid.n_processes
         check_given(recipe.loader)
         if client is not None and is_far(client):
             found = run_on(client, recipe, n, network.timeout_s, network.device, least=n)
@@ -220,13 +329,9 @@ class PreparedStages(PreparedNetwork):
             found = run_here(recipe, n, network.timeout_s, network.device)
         stages = [Trained.unpacked(each) for each in found]
         weights = {name: value for each in stages for name, value in each.weights.items()}
-        figures = {
-            "busy_s": [each.figures["busy_s"] for each in stages],
-            "span_s": stages[0].figures["span_s"],
-            "base_nbytes": [each.figures["base_nbytes"] for each in stages],
-            "peak_nbytes": [each.peak_nbytes for each in stages],
-        }
         peak = max(each.peak_nbytes for each in stages)
+        figures = {name: [each.figures[name] for each in stages] for name in stages[0].figures}
+        figures["peak_nbytes"] = [each.peak_nbytes for each in stages]
         trained = replace(stages[0], weights=weights, peak_nbytes=peak, figures=figures)
         return trained if recipe.folder is None else self._mapped(trained, recipe) or trained
 
@@ -250,37 +355,49 @@ class PreparedStages(PreparedNetwork):
         learned.module_ = whole(self.network.module, splitter.chain, trained.weights)
         learned.validation = None  # the rows are not part of what was learned
         learned.losses_, learned.validation_losses_ = trained.losses, trained.scores
-        learned.split_ = splitter.split(len(figures["busy_s"]) if figures else splitter.n_stages)
+        grid = splitter.grid
+        learned.split_ = splitter.split(grid.of(len(figures["busy_s"])) if figures else grid)
         learned.measured_ = _measured(learned.split_, figures) if figures and trained.rows else {}
         return learned
 
 
 def _measured(plan: SplitPlan, figures: dict[str, Any]) -> dict[str, Any]:
     """Put what was measured beside what was planned."""
-    busy_s, span_s = figures["busy_s"], figures["span_s"]
+    planned = [stage.peak_nbytes for stage in plan.stages] * plan.n_copies
+    # of each batch, and each process
+    busy_s, span_s = np.array(figures["busy_s"]).T, np.array(figures["span_s"]).T
+    waited = 1 - busy_s.sum(axis=1) / span_s[:, :: plan.n_stages].repeat(plan.n_stages, axis=1).sum(axis=1)
+    later = (
+        waited[1:] if len(waited) > 1 else waited
+    )  # with the first batch begins what all others find ready
     return {
-        "bubble": 1 - sum(busy_s) / (len(busy_s) * span_s),
+        "bubble": float(np.median(later)),
         "planned_bubble": plan.bubble,
-        "busy_s": busy_s,
-        "span_s": span_s,
+        "busy_s": busy_s.sum(axis=0).tolist(),
+        "span_s": float(span_s[:, 0].sum()),
         "peak_nbytes": figures["peak_nbytes"],
-        "planned_nbytes": [stage.peak_nbytes for stage in plan.stages],
+        "planned_nbytes": planned,
     }
 
 
 def compared(plan: SplitPlan, measured: dict[str, Any]) -> str:
     """Say how a training went beside what was expected of it."""
     pairs = zip(measured["peak_nbytes"], measured["planned_nbytes"], strict=True)
+    copies = "" if plan.n_copies == 1 else f"{plan.n_copies} copies of "
     peaks = ", ".join(f"{format_bytes(own)} ({format_bytes(planned)} planned)" for own, planned in pairs)
     return (
-        f"the network in {counted(plan.n_stages, 'stage')}: waited {measured['bubble']:.0%} of the time "
+        f"the network in {copies}{counted(plan.n_stages, 'stage')}: waited {measured['bubble']:.0%} of the time "
         f"({plan.bubble:.0%} planned); peak memory {peaks}"
     )
 
 
 def splitter_of(network: Any, loader: Loader, before: Prepared, width: int) -> Splitter:
     """Give what cuts a network whose input has so many columns."""
-    return Splitter(network, width, before.place, reading_nbytes(before.source, loader.n_buffers_of(1)))
+
+    def reading(n_copies: int) -> int:
+        return reading_nbytes(before.source, loader.n_buffers_of(n_copies))
+
+    return Splitter(network, width, before.place, reading)
 
 
 def _check(network: Any, splitter: Splitter, y: Any, classes: tuple[int, ...] | None) -> SplitPlan:
@@ -291,7 +408,7 @@ def _check(network: Any, splitter: Splitter, y: Any, classes: tuple[int, ...] | 
     InputError, MemoryLimitError
         If it cannot be cut, or the loss does not do.
     """
-    plan = splitter.split(splitter.n_stages)
+    plan = splitter.split()
     shape, dtype = y_kind(y)
     if dtype is not None and dtype.kind in "iufb":
         output = splitter.output.empty(2, "cpu").detach().zero_().requires_grad_()
@@ -322,7 +439,11 @@ def prepare_stages(
     if split is not None and largest_block(source) is not None:
         far = is_far(before.place.client)
         peaks = [stage.peak_nbytes for stage in split.stages]
-        taken = WORKER_RESERVED_NBYTES + max(peaks) if far else before.place.reserved + sum(peaks)
+        taken = (
+            WORKER_RESERVED_NBYTES + max(peaks)
+            if far
+            else before.place.reserved + split.n_copies * sum(peaks)
+        )
         step = replace(step, projected_nbytes=taken)
     name = type(network if pipeline is None else pipeline).__name__
     plan = with_network(name, before, step)

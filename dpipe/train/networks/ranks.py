@@ -82,6 +82,19 @@ class Ranks:
         return bytes(held.cpu().numpy().tobytes())
 
 
+def draw_from(seed: int, device: Any) -> None:
+    """Have torch draw from a seed, on the CPU and on a device.
+
+    `torch.manual_seed` would do so on all devices; without a GPU it keeps a stack trace of each call, in case that one
+    should appear.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def own_peak_nbytes() -> int:
     """Give the peak memory of this process since its program was started.
 

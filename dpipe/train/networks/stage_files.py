@@ -28,8 +28,8 @@ class Written:
         return {name: value for tree in self.trees for name, value in (tree[part] or {}).items()}
 
     def first(self, part: str) -> Any:
-        """Give a part that is the same in all stages that have it."""
-        return next(tree[part] for tree in self.trees if tree.get(part) is not None)
+        """Give a part that is the same in all stages that have it; None if none has."""
+        return next((tree[part] for tree in self.trees if tree.get(part) is not None), None)
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,26 @@ class StageFiles:
     """What the weights follow from."""
 
     def write(
-        self, tree: dict[str, Any], told: dict[str, Any], stage: int, n_stages: int, meet: Callable[[], Any]
+        self,
+        tree: dict[str, Any],
+        told: dict[str, Any],
+        stage: int | None,
+        n_stages: int,
+        meet: Callable[[], Any],
     ) -> None:
-        """Write a checkpoint together with the other stages; all of them call this, and `meet` waits for all."""
+        """Write a checkpoint together with the other stages; all of them call this, and `meet` waits for all.
+
+        Whose weights another copy of the network has, gives None for its stage, and writes nothing.
+        """
         import torch
 
         folder = Path(self.folder)
         folder.mkdir(exist_ok=True)
         names = [f"stage-{i}-of-{n_stages}-{told['epoch']}-{told['step']}.pt" for i in range(n_stages)]
-        _write_whole(folder / names[stage], lambda unfinished: torch.save(tree, unfinished))
+        if stage is not None:
+            _write_whole(folder / names[stage], lambda unfinished: torch.save(tree, unfinished))
         meet()
-        if stage:
+        if stage != 0:
             return
         manifest = json.dumps({"identity": self.identity, "files": names, **told})
         _write_whole(folder / MANIFEST, lambda unfinished: unfinished.write_text(manifest))

@@ -6,42 +6,59 @@ module would compute it, so that the cut decides nothing but who computes what, 
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from dpipe.blocks.batch_order import shares_of
 from dpipe.train.loading.loader import Loader
 from dpipe.train.networks.chain import Layer, built, drawn
 from dpipe.train.networks.profile import Values
-from dpipe.train.networks.ranks import Ranks, own_peak_nbytes
+from dpipe.train.networks.ranks import Ranks, draw_from, own_peak_nbytes
 from dpipe.train.networks.stage_files import StageFiles
 from dpipe.train.networks.targets import Targets
 from dpipe.train.networks.training import Trained, epochs_since_best, not_finite
 
 
 @dataclass(frozen=True)
+class Part:
+    """Neighbouring layers, what they take and what they give."""
+
+    layers: tuple[Layer, ...]
+    input: Values
+    output: Values
+
+
+@dataclass(frozen=True)
 class StageRecipe:
     """What a stage is, and how it is trained."""
 
-    layers: tuple[Layer, ...]
+    parts: tuple[Part, ...]
+    """Its layers; more than one group of them in the interleaved order."""
     stage: int
     n_stages: int
-    input: Values
-    output: Values
+    copy: int
+    """Which network it is of, of those that learn side by side."""
+    n_copies: int
     loss: Callable[[Any, Any], Any]
     optimizer: Callable[[Any], Any]
     epochs: int
     schedule: Callable[[Any], Any] | None
     """From an optimizer to a learning-rate schedule."""
     order: str
-    """In which order micro-batches are worked on: "1f1b" or "gpipe"."""
+    """In which order micro-batches are worked on: "1f1b", "gpipe" or "interleaved"."""
     micro_batches: int
-    batch_rows: int
+    micro_rows: int
     seed: int
     loader: Loader | None = None
-    """Of the first stage only."""
+    """Of the first stage of each copy only."""
     validation: Loader | None = None
-    """Of the first stage only."""
+    """Of the first stage of each copy only."""
     watched: bool = False
     """Whether there are rows held out."""
     patience: int = 5
@@ -53,6 +70,7 @@ class StageRecipe:
     """A file of weights to begin with."""
     classes: tuple[Any, ...] | None = None
     """Labels, in the order of the outputs."""
+    timeout_s: float = 60.0
 
     def run(self, ranks: Ranks) -> bytes:
         """Train to the end; give the weights of this stage as bytes, unless they stand in a file."""
@@ -66,9 +84,36 @@ class _Clock:
     epoch: int = 0
     step: int = 0
     chunk: int = 0
-    busy_s: float = 0.0
-    span_s: float = 0.0
+    busy_s: list[float] = field(default_factory=list)
+    """Of each batch."""
+    span_s: list[float] = field(default_factory=list)
     n_rows: int = 0
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Count the time as that in which it computes."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.busy_s[-1] += time.perf_counter() - begun
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How many rows the batches of an epoch have, and the part of one copy."""
+
+    whole: list[int]
+    """Of each share, in all batches but the last."""
+    last: list[int]
+    n_batches: int
+    own: slice
+    """The shares of this copy."""
+
+    def of(self, step: int) -> tuple[int, int]:
+        """Count those of this copy, and of all."""
+        counts = self.last if step == self.n_batches - 1 else self.whole
+        return sum(counts[self.own]), sum(counts)
 
 
 class _Stage:
@@ -81,21 +126,25 @@ class _Stage:
         self._torch, self._dist, self._recipe, self._ranks = torch, dist, recipe, ranks
         self._base_nbytes = own_peak_nbytes()
         self._device = ranks.device
-        self._rows = -(-recipe.batch_rows // recipe.micro_batches)
         self._is_first, self._is_last = recipe.stage == 0, recipe.stage == recipe.n_stages - 1
         self._clock, self._targets = _Clock(), Targets(recipe.classes)
         self._y: Any = None
-        self._net = torch.nn.Sequential(*built(recipe.layers, recipe.seed, self._device))
+        self._n_all = 0
+        layers = [layer for part in recipe.parts for layer in part.layers]
+        made = built(layers, recipe.seed, self._device)
+        # the parts are neighbours of one module here, so that the optimizer sees all of its weights
+        self._net = torch.nn.Sequential(*made)
+        self._parts = self._cut(made)
         self._names = {
             f"{i}.{name}": layer.full_name(name)
-            for i, layer in enumerate(recipe.layers)
-            for name in self._net[i].state_dict()
+            for i, layer in enumerate(layers)
+            for name in made[i].state_dict()
         }
         self._load_weights()
-        for i, layer in enumerate(recipe.layers):
-            self._net[i].register_forward_pre_hook(self._seeding(layer.index))
-        learned = [each for each in self._net.parameters() if each.requires_grad]
-        self._optimizer = recipe.optimizer(learned) if learned else None
+        for layer, module in zip(layers, made, strict=True):
+            module.register_forward_pre_hook(self._seeding(layer.index))
+        self._learned = [each for each in self._net.parameters() if each.requires_grad]
+        self._optimizer = recipe.optimizer(self._learned) if self._learned else None
         scheduled = recipe.schedule is not None and self._optimizer is not None
         self._schedule = (
             recipe.schedule(self._optimizer) if recipe.schedule is not None and scheduled else None
@@ -104,8 +153,26 @@ class _Stage:
         self._scores: list[float] = []
         self._best: dict[str, Any] | None = None
         self._recall()
+        self._chain, self._alike = self._groups()
         self._pipe = self._pipeline()
-        self._y_shape, self._y_dtype, self._n_batches, self._last_rows = self._told()
+        self._y_shape, self._y_dtype, self._rows = self._told()
+
+    def _cut(self, made: Sequence[Any]) -> list[Any]:
+        """Give the parts as modules of their own."""
+        left = iter(made)
+        return [self._torch.nn.Sequential(*islice(left, len(part.layers))) for part in self._recipe.parts]
+
+    def _groups(self) -> tuple[Any, Any]:
+        """Meet those of the same copy, and those that have the same layers."""
+        recipe, found = self._recipe, []
+        if recipe.n_copies == 1:
+            return None, None
+        ranks = np.arange(recipe.n_copies * recipe.n_stages).reshape(recipe.n_copies, recipe.n_stages)
+        wait = timedelta(seconds=recipe.timeout_s)
+        for own, rows in ((recipe.copy, ranks), (recipe.stage, ranks.T)):  # all make all groups, in one order
+            made = [self._dist.new_group(row.tolist(), timeout=wait) for row in rows]
+            found.append(made[own])
+        return found[0], found[1]
 
     def _load_weights(self) -> None:
         if self._recipe.weights is not None:
@@ -114,11 +181,12 @@ class _Stage:
 
     def _seeding(self, index: int) -> Callable[[Any, Any], None]:
         """Have what a layer draws follow from its place and the micro-batch: not from the cut."""
-        clock, torch, seed = self._clock, self._torch, self._recipe.seed
+        clock, seed = self._clock, self._recipe.seed
+        before = self._recipe.copy * self._recipe.micro_batches  # micro-batches of other copies
 
         def begin(module: Any, _: Any) -> None:
             if module.training:
-                torch.manual_seed(drawn(seed, clock.epoch, clock.step, clock.chunk, index))
+                draw_from(drawn(seed, clock.epoch, clock.step, before + clock.chunk, index), self._device)
 
         return begin
 
@@ -126,51 +194,66 @@ class _Stage:
         from torch.distributed import pipelining
 
         recipe, torch = self._recipe, self._torch
-        self._net.register_forward_hook(lambda _, __, output: output.contiguous())
-        stage = pipelining.PipelineStage(
-            self._net,
-            recipe.stage,
-            recipe.n_stages,
-            self._device,
-            input_args=(recipe.input.empty(self._rows),),
-            output_args=(recipe.output.empty(self._rows),),
-        )
-        for name in ("forward_one_chunk", "backward_one_chunk"):
-            setattr(stage, name, self._timed(getattr(stage, name)))
-        kinds = {"1f1b": pipelining.Schedule1F1B, "gpipe": pipelining.ScheduleGPipe}
+        stages: list[Any] = []
+        for i, (part, module) in enumerate(zip(recipe.parts, self._parts, strict=True)):
+            module.register_forward_hook(lambda _, __, output: output.contiguous())
+            stage = pipelining.PipelineStage(
+                module,
+                recipe.stage + i * recipe.n_stages,
+                len(recipe.parts) * recipe.n_stages,
+                self._device,
+                input_args=(part.input.empty(recipe.micro_rows),),
+                output_args=(part.output.empty(recipe.micro_rows),),
+                group=self._chain,
+            )
+            for name in ("forward_one_chunk", "backward_one_chunk"):
+                setattr(stage, name, self._timed(getattr(stage, name)))
+            stages.append(stage)
         torch.manual_seed(0)
-        return kinds[recipe.order](stage, recipe.micro_batches, loss_fn=self._loss, scale_grads=False)
+        how: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
+        if recipe.order == "interleaved":
+            return pipelining.ScheduleInterleaved1F1B(stages, recipe.micro_batches, **how)
+        kinds = {"1f1b": pipelining.Schedule1F1B, "gpipe": pipelining.ScheduleGPipe}
+        return kinds[recipe.order](stages[0], recipe.micro_batches, **how)
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         clock = self._clock
 
         def call(chunk: int, *args: Any, **kwargs: Any) -> Any:
-            clock.chunk, begun = chunk, time.perf_counter()
-            try:
+            clock.chunk = chunk
+            with clock.computing():
                 return method(chunk, *args, **kwargs)
-            finally:
-                clock.busy_s += time.perf_counter() - begun
 
         return call
 
-    def _told(self) -> tuple[Any, Any, int, int]:
+    def _told(self) -> tuple[Any, Any, _Rows]:
         """Have the first stage, which reads, tell the others what is coming."""
         content, loader = b"", self._recipe.loader
-        if loader is not None:
+        if loader is not None and not self._ranks.rank:
             _, (shape, dtype), *_ = loader.shapes
-            told = shape, dtype.name, len(loader), sum(loader.order.counts(len(loader) - 1))
-            content = json.dumps(told).encode()
-        shape, name, n_batches, last_rows = json.loads(self._ranks.told(content))
-        return shape, getattr(self._torch, name), n_batches, last_rows
+            content = json.dumps((shape, dtype.name)).encode()
+        shape, name = json.loads(self._ranks.told(content))
+        return shape, getattr(self._torch, name), self._rows_of(loader)
+
+    def _rows_of(self, loader: Loader | None) -> _Rows:
+        """Tell all how many rows the batches of a loader have."""
+        content, recipe = b"", self._recipe
+        if loader is not None and not self._ranks.rank:
+            n, order = len(loader), loader.order
+            content = json.dumps((order.counts(0), order.counts(n - 1), n)).encode()
+        whole, last, n = json.loads(self._ranks.told(content))
+        shares = shares_of(recipe.copy, recipe.n_copies, len(whole))
+        return _Rows(whole, last, n, slice(shares.start, shares.stop))
 
     def run(self) -> Trained:
         recipe, clock = self._recipe, self._clock
         while clock.epoch < recipe.epochs and not self._stopped:
-            self._net.train()
+            for module in (self._net, *self._parts):
+                module.train()
             for X, y in self._batches():
                 self._learn(X, y)
                 clock.step += 1
-                if clock.step % recipe.every == 0 and clock.step < self._n_batches:
+                if clock.step % recipe.every == 0 and clock.step < self._rows.n_batches:
                     self._write()
             clock.epoch, clock.step = clock.epoch + 1, 0
             if recipe.watched:
@@ -178,7 +261,10 @@ class _Stage:
             self._write()
         weights = self._best or self._state()
         figures = {"busy_s": clock.busy_s, "span_s": clock.span_s, "base_nbytes": self._base_nbytes}
-        kept = {} if recipe.folder is not None else {name: value.cpu() for name, value in weights.items()}
+        given = (
+            recipe.folder is None and not recipe.copy
+        )  # else they stand in files, or are those of the first copy
+        kept = {name: value.cpu() for name, value in weights.items()} if given else {}
         peak = own_peak_nbytes()
         return Trained(kept, self._losses, self._scores, clock.n_rows, peak, figures=figures)
 
@@ -189,26 +275,30 @@ class _Stage:
             self._recipe.loader.seek(clock.epoch, clock.step)
             batches: Iterator[Any] = iter(self._recipe.loader)
         else:
-            batches = iter([(None, None)] * (self._n_batches - clock.step))
+            batches = iter([(None, None)] * (self._rows.n_batches - clock.step))
         for i, (X, y, *_) in enumerate(batches, start=clock.step):
-            yield X, self._passed(y, self._rows_of(i))
+            own, self._n_all = self._rows.of(i)
+            yield X, self._passed(y, own)
+
+    def _rank_of(self, stage: int) -> int:
+        """Give the rank of a stage of this copy."""
+        return self._recipe.copy * self._recipe.n_stages + stage % self._recipe.n_stages
 
     def _passed(self, y: Any, n: int) -> Any:
         """Pass targets from the first stage to the last."""
         if self._is_first and self._is_last:
             return y.to(self._device)
         if self._is_first:
-            self._dist.send(y.to(self._device), self._recipe.n_stages - 1)
+            self._dist.send(y.to(self._device), self._rank_of(-1))
         elif self._is_last:
             y = self._torch.empty((n, *self._y_shape), dtype=self._y_dtype, device=self._device)
-            self._dist.recv(y, 0)
+            self._dist.recv(y, self._rank_of(0))
         return y
 
     def _learn(self, X: Any, y: Any) -> None:
         torch, recipe, clock = self._torch, self._recipe, self._clock
-        if self._optimizer is not None:
-            self._optimizer.zero_grad()
-        n_rows = self._rows * recipe.micro_batches
+        self._clear()
+        n_rows = recipe.micro_rows * recipe.micro_batches
         given: list[Any] = []
         losses: list[Any] = []
         if self._is_first:
@@ -218,26 +308,51 @@ class _Stage:
             ]
         self._y = y
         places = torch.arange(n_rows, device=self._device) if self._is_last else None
+        clock.busy_s.append(0.0)
         begun = time.perf_counter()
         self._pipe.step(*given, target=places, losses=losses, return_outputs=False)
-        clock.span_s += time.perf_counter() - begun
+        clock.span_s.append(time.perf_counter() - begun)
+        self._add_up()
         self._check_finite(sum(losses) if self._is_last else torch.zeros((), device=self._device))
         if self._optimizer is not None:
             self._optimizer.step()
         if self._schedule is not None:
             self._schedule.step()
-        clock.n_rows += self._rows_of(clock.step)
+        clock.n_rows += self._n_all
 
-    def _rows_of(self, step: int) -> int:
-        return self._last_rows if step == self._n_batches - 1 else self._recipe.batch_rows
+    def _clear(self) -> None:
+        """Have gradients of nothing, in memory of their own that is kept: what comes and goes leaves gaps."""
+        if self._clock.busy_s:
+            for each in self._learned:
+                if each.grad is not None:
+                    each.grad.zero_()
+            return
+        used: set[int] = set()
+        for i, each in enumerate(self._learned):
+            each.grad = self._torch.zeros_like(each)
+            hooked: Any = each
+            hooked.register_post_accumulate_grad_hook(lambda _, i=i: used.add(i))
+        self._used = used
+
+    def _add_up(self) -> None:
+        """Add up the gradients of all copies."""
+        for i, each in enumerate(self._learned):
+            if i not in self._used:
+                each.grad = None  # no optimizer should move what no layer uses
+        if self._alike is not None:
+            grads = [each.grad for each in self._learned if each.grad is not None]
+            waited = [self._dist.all_reduce(grad, group=self._alike, async_op=True) for grad in grads]
+            for each in waited:
+                each.wait()
 
     def _loss(self, output: Any, places: Any) -> Any:
         """Compute the part of a batch's loss that is of one micro-batch."""
         n = min(max(len(self._y) - int(places[0]), 0), len(places))
         if n == 0:
             return output.sum() * 0
-        y = self._targets(output[:n], self._y[places[:n]])
-        return self._recipe.loss(output[:n], y) * (n / len(self._y))
+        with self._clock.computing():
+            y = self._targets(output[:n], self._y[places[:n]])
+            return self._recipe.loss(output[:n], y) * (n / self._n_all)
 
     def _check_finite(self, loss: Any) -> None:
         """Tell all stages the loss, and stop all of them at the same batch."""
@@ -257,31 +372,50 @@ class _Stage:
         """Score the held-out rows, forward only; keep the best weights."""
         torch, dist, recipe = self._torch, self._dist, self._recipe
         self._net.eval()
+        for module in self._parts:
+            module.eval()
         found = torch.zeros(2, dtype=torch.float64, device=self._device)
-        content, held = b"", recipe.validation
+        held = recipe.validation
         if held is not None:
             held.seek(0)
-            content = json.dumps([sum(held.order.counts(step)) for step in range(len(held))]).encode()
-        lengths = json.loads(self._ranks.told(content))
-        batches = iter([(None, None)] * len(lengths)) if held is None else iter(held)
+        rows = self._rows_of(held)
+        self._same_buffers()
+        batches = iter([(None, None)] * rows.n_batches) if held is None else iter(held)
         with torch.no_grad():
-            for n, (X, y, *_) in zip(lengths, batches, strict=True):
+            for step, (X, y, *_) in enumerate(batches):
+                n, _ = rows.of(step)
                 y = self._passed(y, n)
-                if self._is_first:
-                    values = X.to(self._device)
-                else:
-                    values = torch.empty_like(recipe.input.empty(n), device=self._device, requires_grad=False)
-                    dist.recv(values, recipe.stage - 1)
-                output = self._net(values)
+                output = self._forward(X, n)
                 if self._is_last:
                     loss = recipe.loss(output, self._targets(output, y))
                     found += torch.tensor([float(loss) * n, n], device=self._device)
-                else:
-                    dist.send(output, recipe.stage + 1)
         dist.all_reduce(found)
         self._scores.append(float(found[0] / found[1]))
         if self._since_best == 0:
             self._best = {name: value.clone() for name, value in self._state().items()}
+
+    def _forward(self, X: Any, n: int) -> Any:
+        """Have some rows go through the layers of this copy; give what comes out of those of this process last."""
+        dist, recipe = self._dist, self._recipe
+        output, n_parts = X, len(self._parts)
+        for i, (part, module) in enumerate(zip(recipe.parts, self._parts, strict=True)):
+            if self._is_first and i == 0:
+                values = X.to(self._device)
+            elif recipe.n_stages == 1:
+                values = output
+            else:
+                values = self._torch.empty_like(part.input.empty(n), device=self._device, requires_grad=False)
+                dist.recv(values, self._rank_of(recipe.stage - 1))
+            output = module(values)
+            if recipe.n_stages > 1 and not (self._is_last and i == n_parts - 1):
+                dist.send(output, self._rank_of(recipe.stage + 1))
+        return output
+
+    def _same_buffers(self) -> None:
+        """Have what layers count in training, such as the means of a BatchNorm, be that of the first copy."""
+        if self._alike is not None:
+            for each in self._net.buffers():
+                self._dist.broadcast(each, self._recipe.stage, group=self._alike)
 
     @property
     def _since_best(self) -> int:
@@ -320,8 +454,9 @@ class _Stage:
             tree["schedule"] = self._schedule.state_dict()
         clock = self._clock
         told = {"epoch": clock.epoch, "step": clock.step, "losses": self._losses, "scores": self._scores}
+        stage = None if recipe.copy else recipe.stage  # all copies have the same weights
         StageFiles(recipe.folder, recipe.identity).write(
-            tree, told, recipe.stage, recipe.n_stages, self._dist.barrier
+            tree, told, stage, recipe.n_stages, self._dist.barrier
         )
 
     def _recall(self) -> None:

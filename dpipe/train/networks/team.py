@@ -119,6 +119,7 @@ def run_on(
             present = addresses(client)
         left = [each for each in present if each not in avoided]
         hosts = (left if len(left) >= least else present)[:most]
+        hosts = hosts[: work.usable(len(hosts))] if isinstance(work, Shared) else hosts
         ended, lost = _Group(client, hosts, timeout_s, device).run(packed(work, len(hosts)))
         avoided.update(lost)
         return ended

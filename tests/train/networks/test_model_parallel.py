@@ -137,7 +137,9 @@ def run_alone(network, folder, X=X, y=Y):
     """Train in this process, as the only stage."""
     place = find_place(None, None, 1)
     given = network.recipe(X, y)
-    staged = replace(given, splitter=Splitter(network, 6, place, 0), folder=str(folder), identity="it")
+    staged = replace(
+        given, splitter=Splitter(network, 6, place, lambda n_copies: 0), folder=str(folder), identity="it"
+    )
     return Trained.unpacked(staged.of_rank(0, 1).run(Ranks()))
 
 
@@ -217,13 +219,27 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(alone, tmp_path):
         StageFiles(str(tmp_path), "it").last(2)
 
 
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 1), nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.one(x) if x.sum() > 0 else self.other(x)
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "says"),
     [
+        (
+            {"module": Branches()},
+            InputError,
+            "Branches cannot be split: .* Branches that depend on data break",
+        ),
         ({"stages": 7}, InputError, "7 stages need as many layers, but the module can be cut into 6"),
         ({"stages": 0}, InputError, "stages must be an integer of at least 1"),
-        ({"order": "zigzag"}, InputError, "order must be one of 1f1b, gpipe, got 'zigzag'"),
-        ({"micro_batches": 500}, InputError, "micro_batches=500 cannot be made of batch_size=128"),
+        ({"order": "zigzag"}, InputError, "order must be one of 1f1b, gpipe, interleaved, got 'zigzag'"),
+        ({"micro_batches": 500}, InputError, "micro_batches=500 cannot be made of 128 rows"),
         ({"module": LAYERS[:-1]}, InputError, r"an output of shape \(1,\), but its target is of shape \(\)"),
         ({"module": [functools.partial(nn.Linear, 7, 1)], "stages": 1}, InputError, "Layer 0 .* fails"),
         ({"validation": 0.1}, InputError, "validation must be rows of their own"),
@@ -236,6 +252,14 @@ def test_what_cannot_be_split_or_learned_is_refused_before_data_is_read(given, k
     given = {name: value for name, value in given.items() if name != "room"}
     with raise_if_computes(), pytest.raises(kind, match=says):
         dpipe.plan(estimator(**given), X, Y, memory=memory)
+
+
+def test_fewer_rows_than_are_read_side_by_side_are_refused():
+    with (
+        raise_if_computes(),
+        pytest.raises(InputError, match="There are 3 rows: too few for a batch of 128 out of 4"),
+    ):
+        dpipe.plan(estimator(workers=4), X[:3], Y[:3])
 
 
 def test_it_is_an_estimator():
@@ -257,6 +281,17 @@ def test_any_number_of_stages_learns_the_same(stages):
     found = estimator(layers, stages=stages).fit(X, Y)
     np.testing.assert_allclose(found.losses_, two.losses_, rtol=1e-6)
     assert largest_difference(found.state_dict(), two.state_dict()) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{}, {"workers": 4}])
+def test_all_processes_stop_where_the_loss_is_not_finite(tmp_path, given):
+    bad = Y.copy()
+    bad[Loader(X, Y, batch_size=128).order.numbers(0, 4)[0]] = np.nan
+    with pytest.raises(InputError, match="no longer finite: batch 4 of epoch 0"):
+        dpipe.fit(estimator(**given), X, bad, workdir=tmp_path)
+    written = torch.load(next((tmp_path / "networks" / "fit-stages").glob("stage-0-*.pt")), weights_only=True)
+    assert all(torch.isfinite(value).all() for value in written["module"].values())
 
 
 class Deadly(nn.Module):

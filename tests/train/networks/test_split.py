@@ -8,8 +8,9 @@ import pytest
 
 from dpipe.errors import InputError, MemoryLimitError
 from dpipe.train.networks.chain import built, chain_of, whole
+from dpipe.train.networks.orders import bubble_of
 from dpipe.train.networks.profile import LayerProfile, Values, Weights, profile
-from dpipe.train.networks.split import RANK_NBYTES, Load, bubble_of, plan_split, state_ratio
+from dpipe.train.networks.split import RANK_NBYTES, Load, plan_split, state_ratio
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 nn = torch.nn
@@ -237,7 +238,7 @@ def test_bubbles_are_those_of_the_formula():
 def test_too_many_stages_and_micro_batches_are_refused():
     with pytest.raises(InputError, match="5 stages need as many layers, but the module can be cut into 4"):
         planned(made_up([1] * 4), 5)
-    with pytest.raises(InputError, match="micro_batches=65 cannot be made of batch_size=64"):
+    with pytest.raises(InputError, match="micro_batches=65 cannot be made of 64 rows"):
         planned(made_up([1] * 4), 2, micro_batches=65)
 
 
