@@ -15,8 +15,11 @@ import pyarrow as pa
 _WORTH_NBYTES = 1024 * 2**20
 #: Pieces up to this size are kept when they are freed, until the heap is trimmed.
 _KEPT_NBYTES = 512 * 2**20
+#: The same where the large ones live long: between them the heap would fill with gaps.
+_KEPT_BESIDE_LARGE_NBYTES = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _worked_on = 0
+_kept = 0
 
 
 @functools.lru_cache(maxsize=1)
@@ -31,13 +34,24 @@ def _glibc() -> Any:
     return library
 
 
-@functools.lru_cache(maxsize=1)
 def keep_freed() -> None:
     """Keep freed memory in this process for the next block, from now on; Arrow's as well as NumPy's."""
+    if not _kept:
+        _keep(_KEPT_NBYTES)
+
+
+def keep_small_freed() -> None:
+    """Keep small pieces only, whatever asks for more later: for a process that trains a network."""
+    _keep(_KEPT_BESIDE_LARGE_NBYTES)
+
+
+def _keep(nbytes: int) -> None:
+    global _kept
+    _kept = nbytes
     library = _glibc()
     if library is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_NBYTES)
-        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_NBYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, nbytes)
+        library.mallopt(_M_TRIM_THRESHOLD, nbytes)
         pa.set_memory_pool(pa.system_memory_pool())
 
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import cloudpickle
 import psutil
 
+from dpipe.blocks.heap import keep_small_freed
 from dpipe.errors import DpipeError, InputError
 from dpipe.train.networks.ranks import Ranks
 
@@ -181,6 +182,7 @@ def _last_line(said: bytes) -> str:
 
 def main() -> NoReturn:
     """Be one rank."""
+    keep_small_freed()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not stand among what is given
     length = int.from_bytes(sys.stdin.buffer.read(8), "little")
