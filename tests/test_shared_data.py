@@ -1,12 +1,17 @@
 """Real tables, with the gaps and the texts that they have: `dpipe.fit` is scikit-learn's own fit."""
 
+import math
+import warnings
+
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import xarray as xr
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
+from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, Ridge, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
@@ -148,3 +153,22 @@ def test_flights(flights, tmp_path):
     np.testing.assert_allclose(
         result.predict_proba(flights[names]), expected.predict_proba(flights[names]), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("samples", "chunks"),
+    [(("month", "level"), {"level": 1}), (("month", "level", "latitude"), {"level": 2, "latitude": 100})],
+)
+def test_eofs_weighted_by_area_are_those_of_a_direct_svd(shared_data, samples, chunks):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # xarray warns of a mark of missing values that no integer can be
+        with xr.open_dataset(shared_data / "eraint_uvz.nc", chunks=chunks) as opened:
+            z = opened.z.load()
+    weighted = z * np.sqrt(np.cos(np.deg2rad(z.latitude.astype(float))).clip(0, None))
+    features = [dim for dim in z.dims if dim not in samples]
+    rows = weighted.transpose(*samples, *features).values.reshape(math.prod(z.sizes[d] for d in samples), -1)
+    _, values, components = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    fitted = dpipe.fit(PCA(3), weighted.chunk(chunks), sample_dims=samples)
+    np.testing.assert_allclose(fitted.singular_values_, values[:3], rtol=1e-6)
+    signs = np.sign(np.einsum("ij,ij->i", fitted.components_, components[:3]))
+    np.testing.assert_allclose(fitted.components_ * signs[:, None], components[:3], atol=1e-6)
