@@ -144,12 +144,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = arguments.contenders.split(",")
     given = {option: getattr(arguments, option) for option in ("days", "memory", "folder")}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
     for _ in range(arguments.repeat):
         for name in names:
-            runs[name].append(run_apart("rechunk", name, given))
+            if name not in failed:
+                try:
+                    runs[name].append(run_apart("rechunk", name, given))
+                except RuntimeError as err:
+                    failed[name] = str(err).splitlines()[-1][:200]
     for name in names:
-        print(row(name, runs), flush=True)
-    return 0
+        print(f"| {name} | failed: {failed[name]} | | | |" if name in failed else row(name, runs), flush=True)
+    return bool(failed)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from dpipe.outputs.rechunk_plan import (
     lazy_names,
     opened,
     planned,
+    read_together,
     target_chunks,
 )
 from dpipe.outputs.regions import Between, PlacedLoad, RegionWriter, write_region
@@ -98,6 +99,7 @@ def plan_rechunk(
     """
     dataset = opened(source)
     targets = target_chunks(dataset, chunks, access, parse_bytes(chunk_nbytes))
+    dataset = read_together(source, dataset)
     return planned(dataset.variables, targets, _place(dataset, memory, client), _between(Path(path), scratch))
 
 
@@ -170,6 +172,7 @@ def rechunk(
     """
     dataset = opened(source)
     targets = target_chunks(dataset, chunks, access, parse_bytes(chunk_nbytes))
+    dataset = read_together(source, dataset)
     place = _place(dataset, memory, client)
     folder = Path(path).absolute()  # workers may run elsewhere
     plan = planned(dataset.variables, targets, place, _between(folder, scratch))

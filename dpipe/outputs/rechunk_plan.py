@@ -23,6 +23,8 @@ from dpipe.sizes import MIB, format_bytes
 CHUNK_NBYTES = 16 * MIB
 #: A region, where no budget is given.
 _REGION_NBYTES = 128 * MIB
+#: Small chunks of a store are read together up to this size: each call of Zarr costs as much as reading 100 kB.
+_READ_NBYTES = 4 * MIB
 #: How many times a region is in memory while it is written: as values, packed, and read back.
 _TIMES_HELD = 3
 
@@ -63,7 +65,7 @@ class RechunkPlan:
         for name, plan in self.arrays.items():
             about = ", ".join(f"{dim}={size}" for dim, size in zip(self.dims[name], plan.target, strict=True))
             lines.append(
-                f"{name}: {format_bytes(plan.nbytes)} in {_n_regions(plan.source):,} chunks, to chunks of {about} "
+                f"{name}: {format_bytes(plan.nbytes)} in {_n_regions(plan.source):,} blocks, to chunks of {about} "
                 f"({format_bytes(math.prod(plan.target) * plan.itemsize)})"
             )
             if plan.reads is None:
@@ -92,6 +94,13 @@ class RechunkPlan:
 
 def _n_regions(cuts: Sequence[Sequence[int]]) -> int:
     return math.prod(len(each) - 1 for each in cuts)
+
+
+def read_together(source: Any, dataset: xr.Dataset) -> xr.Dataset:
+    """Give the blocks that are copied: of a store that is named, several of its small chunks read at once."""
+    if isinstance(source, str | os.PathLike):
+        return open_zarr(check_store(source), block_nbytes=_READ_NBYTES)
+    return dataset
 
 
 def opened(source: Any) -> xr.Dataset:
