@@ -234,7 +234,7 @@ def test_what_is_larger_than_the_memory_is_refused_without_a_budget(estimator):
         dpipe.plan(estimator, X)
 
 
-@pytest.mark.parametrize(("width", "way"), [(1_200, "merge"), (2_500, "refine")])
+@pytest.mark.parametrize(("width", "way"), [(1_100, "merge"), (2_500, "refine")])
 def test_the_way_does_not_depend_on_the_budget(width, way):
     X = da.zeros((100_000, width), chunks=(500, width), dtype="f4")
     own = psutil.Process().memory_info().rss  # many tests have run in it
