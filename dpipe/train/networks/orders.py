@@ -65,7 +65,7 @@ def in_flight(
     >>> in_flight("1f1b", 0, 2, 8), in_flight("gpipe", 0, 2, 8)
     ({(2,)}, {(8,)})
     >>> sorted(in_flight("interleaved", 1, 2, 2, virtual=2))
-    [(1, 0), (1, 2), (2, 0), (2, 1)]
+    [(1, 0), (2, 0), (2, 1)]
     """
     if order == "gpipe":
         return {(micro_batches,) * virtual}
