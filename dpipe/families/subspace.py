@@ -200,7 +200,7 @@ class _Sums:
             size = max(_SLICE_NBYTES // (self._real.itemsize * width), 16)
             self._held = _popped(self._wanted.spare, (size, width), self._real)
             self._out = np.zeros((with_ones, width), self._real)
-        held, all_scores = self._held, np.ones((len(self._held), with_ones), self._real)
+        held, all_scores = self._held, np.ones((min(n, len(self._held)), with_ones), self._real)
         for first in range(0, n, len(held)):
             m = min(len(held), n - first)
             rows, scores = held[:m], all_scores[:m]

@@ -97,9 +97,7 @@ def plan_rechunk(
     >>> plan.arrays["t"].target, plan.between_nbytes
     ((365, 15, 23), 0)
     """
-    dataset = opened(source)
-    targets = target_chunks(dataset, chunks, access, parse_bytes(chunk_nbytes))
-    dataset = read_together(source, dataset)
+    dataset, targets = _to_copy(source, chunks, access, chunk_nbytes)
     return planned(dataset.variables, targets, _place(dataset, memory, client), _between(Path(path), scratch))
 
 
@@ -170,36 +168,47 @@ def rechunk(
     >>> dpipe.open_zarr(folder)["t"].chunks
     ((40,), (2, 2, 2))
     """
-    dataset = opened(source)
-    targets = target_chunks(dataset, chunks, access, parse_bytes(chunk_nbytes))
-    dataset = read_together(source, dataset)
+    dataset, targets = _to_copy(source, chunks, access, chunk_nbytes)
     place = _place(dataset, memory, client)
     folder = Path(path).absolute()  # workers may run elsewhere
     plan = planned(dataset.variables, targets, place, _between(folder, scratch))
     check_room(plan, _held_nbytes(plan.between))
     check_folder(folder, overwrite)
     with Ledger(folder / UNFINISHED) as ledger:
-        before = _limit_before(ledger)
-        plan = planned(dataset.variables, targets, place, plan.between, before)
-        _keep_limit(ledger, before, plan.limit_nbytes)
+        plan = _as_before(ledger, dataset, targets, place, plan.between)
         _written(dataset, plan, folder, ledger, replace(place, threads=plan.threads), overwrite=overwrite)
     shutil.rmtree(plan.between, ignore_errors=True)
     shutil.rmtree(folder / UNFINISHED)
     return Path(path)
 
 
+def _to_copy(
+    source: Any, chunks: Mapping[str, int] | None, access: str | Sequence[str] | None, chunk_nbytes: int | str
+) -> tuple[xr.Dataset, dict[str, tuple[int, ...]]]:
+    """Give what is copied, in the blocks that are read, and the chunks of each array that are written."""
+    dataset = opened(source)
+    targets = target_chunks(dataset, chunks, access, parse_bytes(chunk_nbytes))
+    return read_together(source, dataset), targets
+
+
+def _as_before(
+    ledger: Ledger, dataset: xr.Dataset, targets: Mapping[str, tuple[int, ...]], place: Place, between: str
+) -> RechunkPlan:
+    """Plan with the limit of a call that was stopped: how much memory is free differs, and regions must not."""
+    before = _limit_before(ledger)
+    plan = planned(dataset.variables, targets, place, between, before)
+    if plan.limit_nbytes != before:
+        ledger.pen.write(_LIMIT, str(plan.limit_nbytes).encode())
+    return plan
+
+
 def _limit_before(ledger: Ledger) -> int | None:
-    """Give the limit of a call that was stopped: how much memory is free differs, and regions must not."""
+    """Give the limit of a call that was stopped."""
     place = ledger.find(_LIMIT)
     try:
         return None if place is None else int(place.read())
     except (LedgerError, ValueError):
         return None
-
-
-def _keep_limit(ledger: Ledger, before: int | None, limit_nbytes: int) -> None:
-    if limit_nbytes != before:
-        ledger.pen.write(_LIMIT, str(limit_nbytes).encode())
 
 
 def _place(dataset: xr.Dataset, memory: int | str | None, client: Client | Specification | None) -> Place:

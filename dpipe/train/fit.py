@@ -432,12 +432,11 @@ def fit(
         Rows to watch a boosted model (XGBoost, LightGBM) on, for early stopping: (X, y) or (X, y, sample_weight)
         of the same kinds, or a share of the rows, which a hash of all their columns then holds out of training.
     qid : str or collection, optional
-        For XGBRanker and LGBMRanker: the column of X that numbers the group of each row, or a series or array of
-        the same blocks. Rows of a group must stand together.
+        For XGBRanker and LGBMRanker: the column of X that numbers the group of each row, or a series or array of the
+        same blocks. Rows of a group must stand together.
     shares : int, optional
-        For XGBoost: into how many shares the rows are dealt, each with a learner of its own. The trees depend on the
-        blocks and on this number, not on the workers. Default: one, which one worker learns. As many as workers put
-        all of them to work.
+        For XGBoost: into how many shares the rows are dealt, each with a learner of its own; as many as workers put
+        all to work. The trees depend on the blocks and on this number, not on the workers. Default: one.
     sample_dims : str or sequence of str, optional
         For xarray objects: which dims are samples.
     missing : {"all", "any", "keep"}, default "all"
@@ -460,17 +459,14 @@ def fit(
 
     Raises
     ------
-    UnsupportedEstimatorError
-        If a part of the estimator cannot be fitted block by block.
-    InputError, BlockMismatchError, MemoryLimitError, SourceError
-        If input, blocks, budget or files do not do; each message says what would.
+    UnsupportedEstimatorError, InputError, BlockMismatchError, MemoryLimitError, SourceError
+        If estimator, input, blocks, budget or files do not do; each message says what would.
 
     Examples
     --------
     >>> import numpy as np, dask.array as da
     >>> from sklearn.preprocessing import StandardScaler
-    >>> X = da.from_array(np.arange(12.0).reshape(6, 2), chunks=(2, 2))
-    >>> fit(StandardScaler(), X).mean_
+    >>> fit(StandardScaler(), da.from_array(np.arange(12.0).reshape(6, 2), chunks=(2, 2))).mean_
     array([5., 6.])
     """
     samples = {"sample_dims": sample_dims, "missing": missing}
@@ -478,12 +474,15 @@ def fit(
     prepared = prepare(estimator, X, y, sample_weight, epochs=epochs, memory=memory, client=client, **beside)
     if not compute:
         return delayed_fit(prepared)
-    if workdir is None:
-        return run_fit(prepared)[0]
+    return run_fit(prepared)[0] if workdir is None else _fit_on_record(prepared, estimator, Path(workdir))
+
+
+def _fit_on_record(prepared: Prepared, estimator: Estimator, workdir: Path) -> Any:
+    """Fit with a ledger, a report and progress."""
     name = type(estimator).__name__
     with (
         Ledger(make_workdir(workdir)) as ledger,
-        Session(f"fit {name}", Path(workdir), budget_nbytes=prepared.plan.memory_nbytes) as session,
+        Session(f"fit {name}", workdir, budget_nbytes=prepared.plan.memory_nbytes) as session,
     ):
         recorded = prepared.recorded(ledger, "fit", session.note)
         fitted, tallies = run_fit(prepared, session.listener, session.started, recorded)

@@ -135,36 +135,14 @@ class DataParallel(NetworkEstimator):
         self.checkpoint_every = checkpoint_every
         self.timeout_s = timeout_s
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "DataParallel":
-        """Learn some rows in memory once, batch after batch in random order, in this process; go on from the last call.
-
-        Parameters
-        ----------
-        X, y
-            Of shape (n_samples, n_features) and (n_samples,).
-        classes : sequence, optional
-            Those of `classes`, as scikit-learn's classifiers are told them.
-
-        Returns
-        -------
-        DataParallel
-            Itself.
-
-        Raises
-        ------
-        InputError
-            If `classes` are others than the parameter says, or the loss is no longer finite.
-        """
-        self.check_classes(classes)
-        calls = getattr(self, "n_calls_", 0)
+    def learn_once(self, X: Any, y: Any, calls: int) -> tuple[int, bytes]:
+        """Learn some rows in this process; see `partial_fit`."""
         started = self if not calls else self._going_on()
         recipe = replace(started.recipe(X, y, random_state=self.random_state + calls), epochs=1)
         trained = train(recipe, Ranks(wanted=self.device), memory=getattr(self, "optimizer_state_", b""))
         learned = learned_network(started, trained)
-        self.module_, self.n_features_in_ = learned.module_, recipe.loader.width
-        self.losses_ = [*getattr(self, "losses_", []), *learned.losses_]
-        self.optimizer_state_, self.n_calls_ = trained.optimizer, calls + 1
-        return self
+        self.module_, self.losses_ = learned.module_, [*getattr(self, "losses_", []), *learned.losses_]
+        return recipe.loader.width, trained.optimizer
 
     def _going_on(self) -> "DataParallel":
         """Give an estimator that begins with what this one has learned."""

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from sklearn.utils import ClassifierTags, RegressorTags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from dpipe.cluster.cluster import Cluster
 from dpipe.errors import InputError
 from dpipe.train.fit import fit
 from dpipe.train.loading.loader import Loader
@@ -79,7 +81,7 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
         y: Any,
         *,
         memory: int | str | None = None,
-        client: Client | None = None,
+        client: Client | Cluster | None = None,
         workdir: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Learn; `dpipe.fit` gives a fitted clone instead, and takes the same arguments.
@@ -102,6 +104,39 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
         """
         self.take(fit(self, X, y, memory=memory, client=client, workdir=workdir))
         return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+        """Learn some rows in memory once, batch after batch in random order; go on from the last call.
+
+        `DataParallel` does so in this process, `ModelParallel` in processes of this machine: they begin anew in each
+        call, which takes some seconds, so give many rows at a time.
+
+        Parameters
+        ----------
+        X, y
+            Of shape (n_samples, n_features) and (n_samples,).
+        classes : sequence, optional
+            Those of `classes`, as scikit-learn's classifiers are told them.
+
+        Returns
+        -------
+        DataParallel or ModelParallel
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If `classes` are others than the parameter says, or the loss is no longer finite.
+        """
+        self.check_classes(classes)
+        calls = getattr(self, "n_calls_", 0)
+        self.n_features_in_, self.optimizer_state_ = self.learn_once(X, y, calls)
+        self.n_calls_ = calls + 1
+        return self
+
+    @abstractmethod
+    def learn_once(self, X: Any, y: Any, calls: int) -> tuple[int, bytes]:
+        """Learn some rows after so many calls; give their number of columns, and what the optimizer remembers."""
 
     def loaders(self, X: Any, y: Any, seed: int, **how: Any) -> tuple[Loader, Loader | None]:
         """Give what loads the rows to learn from, and those of `validation`, if there are any.

@@ -187,30 +187,8 @@ class ModelParallel(NetworkEstimator):
         assert prepared.split is not None
         return prepared.split
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "ModelParallel":
-        """Learn some rows once, in processes of this machine; go on from the last call.
-
-        The processes begin anew in each call, which takes some seconds: give many rows at a time.
-
-        Parameters
-        ----------
-        X, y
-            Of shape (n_samples, n_features) and (n_samples,).
-        classes : sequence, optional
-            Those of `classes`, as scikit-learn's classifiers are told them.
-
-        Returns
-        -------
-        ModelParallel
-            Itself.
-
-        Raises
-        ------
-        InputError
-            If `classes` are others than the parameter says, or the loss is no longer finite.
-        """
-        self.check_classes(classes)
-        calls = getattr(self, "n_calls_", 0)
+    def learn_once(self, X: Any, y: Any, calls: int) -> tuple[int, bytes]:
+        """Learn some rows in processes of this machine; see `partial_fit`."""
         once = {"epochs": 1, "validation": None, "random_state": self.random_state + calls}
         network = ModelParallel(**{**self.get_params(deep=False), **once})
         prepared = prepare_stages(None, network, X, y, None, memory=None, client=None, workers=None)
@@ -218,9 +196,7 @@ class ModelParallel(NetworkEstimator):
         learned, memory = prepared.more(weights, getattr(self, "optimizer_state_", b""))
         self.module_, self.split_, self.measured_ = learned.module_, learned.split_, learned.measured_
         self.losses_ = [*(getattr(self, "losses_", []) if calls else []), *learned.losses_]
-        self.n_features_in_ = network.recipe(X, y).loader.width
-        self.optimizer_state_, self.n_calls_ = memory, calls + 1
-        return self
+        return network.recipe(X, y).loader.width, memory
 
     def plan_own_fit(self, X: Any, y: Any, sample_weight: Any, **place: Any) -> PreparedStages:
         """Plan the training; see `dpipe.train.prepare.OwnFit`."""

@@ -400,13 +400,10 @@ class _Split:
             for counts in self._in_flight[s]
         )
         states = sum(part.states_nbytes for part in parts)
-        given = self._load.input.nbytes
-        read = (4 * load.batch_rows * given + load.loader_nbytes) if s == 0 else 0
+        read = (4 * load.batch_rows * load.input.nbytes + load.loader_nbytes) if s == 0 else 0
         best = sum(part.weights_nbytes for part in parts) if load.keeps_best else 0
-        back, update = (
-            max(part.back_nbytes for part in parts),
-            max(part.update_nbytes for part in parts),
-        )
+        back = max(part.back_nbytes for part in parts)
+        update = max(part.update_nbytes for part in parts)
         peak = RANK_NBYTES + states + best + read + moved + max(kept + back, update)
         return StagePlan(parts, int(kept + moved), int(peak))
 
