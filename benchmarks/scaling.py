@@ -153,10 +153,7 @@ def timed_fit(frame: Any, n_warm: int, **place: Any) -> float:
 
 def fit_real(workers: int, folder: Path) -> float:
     """Fit the model with so many worker processes of one thread; give seconds."""
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
+    with dpipe.Cluster("local", workers=workers, cores=1) as client:
         client.run(import_module, dpipe.__name__)
         return timed_fit(open_share(folder), 2 * workers, client=client)
 
@@ -258,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", default="1,4,16,64", help="simulated workers (%(default)s)")
     parser.add_argument("--blocks", type=int, default=100, help="blocks for each worker (%(default)s)")
     parser.add_argument("--pause", type=float, default=0.1, help="seconds that a block sleeps (%(default)s)")
-    parser.add_argument("--rows", type=int, default=2_000_000, help="rows of the table (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the table (%(default)s)")
     parser.add_argument(
         "--times", type=int, default=2, help="fits of each kind, the best counts (%(default)s)"
     )

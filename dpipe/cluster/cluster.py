@@ -13,7 +13,7 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 
 from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
-from dpipe.cluster.local import dashboard_link, scratch_folder
+from dpipe.cluster.local import calm, dashboard_link, scratch_folder
 from dpipe.cluster.node import enforced_nbytes
 from dpipe.cluster.other_kinds import cuda_client, kubernetes_client, mpi_client
 from dpipe.cluster.specification import QUEUES, Specification, find_specification
@@ -175,7 +175,7 @@ def _local(spec: Cluster) -> Iterator[Client]:
             f"Key 'scratch' is {scratch}: that folder cannot be made: {err.strerror}. Name one of this machine."
         ) from err
     with (
-        dask.config.set({"distributed.dashboard.link": dashboard_link()}),
+        dask.config.set({**calm(), "distributed.dashboard.link": dashboard_link()}),
         LocalCluster(
             processes=not spec.threads,
             n_workers=n_processes,

@@ -31,6 +31,12 @@ from dpipe.sizes import MIB
 WORKER_RESERVED_NBYTES = 260 * MIB
 #: How often an embedded cluster looks whether the machine's clock was set back.
 CLOCK_EVERY_S = 0.5
+#: How often Dask's servers look at themselves and at their tasks: its default, and what is enough. 50 and 100 times a
+#: second take a tenth of a core from the tasks of a small machine.
+_OFTEN = {
+    "distributed.admin.tick.interval": ("20ms", "500ms"),
+    "distributed.worker.profile.interval": ("10ms", "100ms"),
+}
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,7 @@ def running(place: Place, *, watched: bool = True) -> Iterator[Client | None]:
         # the logger of an in-process cluster reports what its user cannot act on
         dask.config.set(
             {
+                **calm(),
                 "distributed.admin.tick.limit": "30s",
                 "distributed.worker.memory.pause": False,
                 "distributed.dashboard.link": dashboard_link(),
@@ -235,6 +242,20 @@ async def _keep_time(cluster: Any, client: Any) -> None:
                 stream.next_deadline = None
                 stream.waker.set()
         before = now
+
+
+def calm() -> dict[str, str]:
+    """Name settings that let Dask's servers look at themselves less often, but for those that a user has changed.
+
+    Examples
+    --------
+    >>> with dask.config.set({"distributed.admin.tick.interval": "50ms"}):
+    ...     calm()
+    {'distributed.worker.profile.interval': '100ms'}
+    """
+    return {
+        key: enough for key, (default, enough) in _OFTEN.items() if dask.config.get(key, default) == default
+    }
 
 
 def dashboard_link() -> str:

@@ -133,6 +133,8 @@ def test_a_cluster_on_this_machine_is_taken_where_a_client_is(tmp_path):
     fitted = dpipe.fit(StandardScaler(), X, client=cluster)
     with cluster as client:
         assert client.dashboard_link.startswith("http://127.0.0.1:")
+        ticks = client.run(lambda dask_worker: dask_worker._tick_interval)  # Dask's default: 0.02 s
+        assert list(ticks.values()) == [0.5]
         again = dpipe.fit(StandardScaler(), X, client=cluster)
     assert fitted.mean_.tolist() == again.mean_.tolist()
     assert cluster.started is None
