@@ -26,5 +26,5 @@ def test_a_run_that_has_failed_says_how_to_go_on(tmp_path, monkeypatch):
     assert status(made) == (
         "tips-1: failed, exit status 1; it goes on from what is recorded with: dpipe resume tips-1"
     )
-    with pytest.raises(InputError, match=r"There is no submission 'other'.*There are: tips-1"):
+    with pytest.raises(InputError, match=r"There is no submission 'other'.*there are: tips-1"):
         read_submission("other")
