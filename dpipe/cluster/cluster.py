@@ -1,9 +1,11 @@
 """`Cluster`: one small specification of where to run, from a laptop to a supercomputer."""
 
+import asyncio
 import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.comm import connect
 from distributed.security import Security
 
 from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
@@ -216,15 +219,27 @@ def _address(spec: Cluster) -> Iterator[Client]:
             f"Key 'address' is {address}: what is sent there is not encrypted, and leaves this machine. Use tls:// "
             "with ca, certificate and key, or say tls: false if nobody else can reach that network."
         )
+    _call(address, security)
+    with Client(address, security=security) as client:
+        yield client
+
+
+def _call(address: str, security: Security | None) -> None:
+    """Greet a scheduler, as a client does: `Client` itself would wait for ever for an answer of something else."""
+    given = {} if security is None else security.get_connection_args("client")
+
+    async def greet() -> None:
+        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_S, **given), 1.2 * CONNECT_S)
+        await comm.close()
+
     try:
-        client = Client(address, security=security, timeout=f"{CONNECT_S}s")
-    except (OSError, TimeoutError) as err:
+        with ThreadPoolExecutor(1) as other:  # in a notebook, this thread has a loop that runs already
+            other.submit(asyncio.run, greet()).result()
+    except (OSError, TimeoutError, ValueError, MemoryError) as err:
         raise ClusterError(
             f"No scheduler answers at {address}; it was tried for {CONNECT_S} s: {_first_cause(err)}. Start one, or "
             "correct the key 'address'."
         ) from err
-    with client:
-        yield client
 
 
 def _own_certificates(spec: Cluster) -> Security:
@@ -256,11 +271,11 @@ def _own_certificates(spec: Cluster) -> Security:
 
 def _first_cause(err: BaseException) -> str:
     """Say what went wrong at first: that a time ran out only follows from it."""
-    said = str(err)
-    while err.__cause__ is not None:
-        err = err.__cause__
-        said = str(err) or said
-    return one_line(said).rstrip(".")
+    said = ""
+    cause: BaseException | None = err
+    while cause is not None:
+        said, cause = str(cause) or said, cause.__cause__
+    return one_line(said).rstrip(".") or "what listens there is no scheduler, perhaps its dashboard"
 
 
 def _is_here(address: str) -> bool:

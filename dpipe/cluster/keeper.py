@@ -36,6 +36,7 @@ _HINTS = (
         "Permission denied (",
         "Let ssh log in without a password: a key, named with '-i FILE' in 'directives'.",
     ),
+    ("destination [command", "Check the key 'directives': ssh takes them as its options."),
     ("ssh: connect to host", "Check the keys 'hosts' and 'directives': '-p PORT', if it is not 22."),
     ("No such file or directory", "Check the key 'python', and that the nodes see the same files."),
     ("command not found", "Check the keys 'python' and 'prologue'."),
@@ -236,7 +237,7 @@ class Keeper:
         state = f" ({reason})" if reason else ""
         when = "before its workers had started" if job.registered_at is None else "while it worked"
         lines = self.launcher.last_lines(job.number)
-        log = f" Its log ends with: {' | '.join(lines)}" if lines else ""
+        log = f" Its log ends with: {' | '.join(lines).rstrip('.')}." if lines else ""
         return f"Job {job.number} of {self.launcher.what} was lost {when}{state}.{log}"
 
     def _judge(self, said: str) -> None:
@@ -250,9 +251,8 @@ class Keeper:
             logger.warning("%s Another is submitted.", said)
             return
         hint = next((hint for sign, hint in _HINTS if sign in said), "")
-        self._stopped = (
-            f"The cluster has no workers: {count}. {said} {hint} 'dpipe cluster check' tells more."
-        )
+        more = " 'dpipe cluster check' tells more." if self.launcher.asks else ""
+        self._stopped = f"The cluster has no workers: {count}. {said}{f' {hint}' if hint else ''}{more}"
         logger.warning("No more jobs are submitted: %s. %s", count, said)
 
     async def _resize(self) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,11 @@ class Specification:
             )
         if self.kind == "ssh" and not self.hosts:
             self._refuse("hosts", "is missing; list the machines to start workers on")
+        if self.kind == "ssh":
+            try:
+                shlex.split("\n".join(self.directives))
+            except ValueError as err:
+                self._refuse("directives", f"is {list(self.directives)}; as options of ssh: {err}", err)
         if self.kind in QUEUES and self.memory is None:
             self._refuse(
                 "memory", f'is missing; {self.kind} must be told what a worker needs, such as "8 GiB"'
@@ -238,8 +244,11 @@ def _lines(value: Any) -> tuple[str, ...]:
     return tuple(_text(each) for each in value)
 
 
-def _words(value: Any) -> tuple[str, ...]:
-    return tuple(_word(each) for each in _lines(value))
+def _hosts(value: Any) -> tuple[str, ...]:
+    hosts = tuple(_word(each) for each in _lines(value))
+    if any(each.startswith("-") for each in hosts):  # ssh would take it for an option
+        raise ValueError("the name of a machine does not begin with -")
+    return hosts
 
 
 def _flag(value: Any) -> bool:
@@ -307,7 +316,7 @@ _CHECKS: dict[str, Any] = {
     "address": _address,
     "resource": _text,
     **dict.fromkeys(("directives", "driver_directives", "prologue"), _lines),
-    "hosts": _words,
+    "hosts": _hosts,
     **dict.fromkeys(("tls", "threads"), _flag),
     "options": _mapping,
 }
