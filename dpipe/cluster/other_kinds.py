@@ -8,6 +8,7 @@ Dask-MPI, "Dask-MPI with Batch Jobs" and "API", https://mpi.dask.org: ``mpirun -
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -33,11 +34,15 @@ def _package(kind: str, module: str) -> Any:
         ) from err
 
 
+def _scratch(spec: Specification) -> str:
+    return os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder()
+
+
 def mpi_arguments(spec: Specification) -> dict[str, Any]:
     """Give the arguments of `dask_mpi.initialize`, which each rank of the program calls."""
     given: dict[str, Any] = {
         "nthreads": spec.cores,
-        "local_directory": spec.scratch or scratch_folder(),
+        "local_directory": _scratch(spec),
         "dashboard_address": "127.0.0.1:0",
         "worker_options": {"dashboard_address": "127.0.0.1:0"},
         "exit": True,
@@ -129,7 +134,7 @@ def cuda_client(spec: Specification) -> Iterator[Client]:
         module.LocalCUDACluster(
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            local_directory=spec.scratch or scratch_folder(),
+            local_directory=_scratch(spec),
             **given,
         ) as cluster,
         Client(cluster) as client,
