@@ -277,8 +277,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    found = [submission.read_submission(arguments.name)] if arguments.name else submission.submissions()
-    print("\n".join(map(submission.status, found)) or "nothing was submitted")
+    print(submission.report(arguments.name))
 
 
 def _logs(arguments: argparse.Namespace) -> None:
@@ -290,11 +289,18 @@ def _cancel(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    pipe = load_recipe(arguments.recipe, arguments.settings)
     cluster = _cluster(arguments)
-    if cluster is not None and cluster.kind not in ("address", "mpi"):
-        pipe.plan(memory=arguments.memory, client=cluster)  # what cannot be done does not wait in a queue
-    with _started(cluster) as client:
+    with contextlib.ExitStack() as stack:
+        # the other ranks of an MPI program go no further than this: a recipe may write files when it is read
+        client = stack.enter_context(
+            _started(cluster if cluster is not None and cluster.kind == "mpi" else None)
+        )
+        pipe = load_recipe(arguments.recipe, arguments.settings)
+        if client is None:
+            if cluster is not None and cluster.kind != "address":
+                # what cannot be done does not wait in a queue
+                pipe.plan(memory=arguments.memory, client=cluster)
+            client = stack.enter_context(_started(cluster))
         done = pipe.run(
             memory=arguments.memory,
             client=client,
@@ -305,10 +311,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    pipe = load_recipe(arguments.recipe, arguments.settings)
     cluster = _cluster(arguments)
     must_run = cluster is not None and cluster.kind in ("address", "mpi")
     with _started(cluster if must_run else None) as client:
+        pipe = load_recipe(arguments.recipe, arguments.settings)
         print(pipe.plan(memory=arguments.memory, client=client or cluster, workers=arguments.workers))
 
 

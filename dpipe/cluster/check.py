@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from distributed.utils import get_ip, get_ip_interface
 from dpipe.cluster import probe
 from dpipe.cluster.job_cluster import run_folder
 from dpipe.cluster.jobs import last_lines, submitted, with_command, worker_job
-from dpipe.cluster.queues import ENDED, REFUSED, SYSTEMS, JobState, called
+from dpipe.cluster.other_kinds import mpi_script
+from dpipe.cluster.queues import ENDED, REFUSED, SYSTEMS, JobState, called, one_line
 from dpipe.cluster.specification import QUEUES, Specification, clock, seconds
 from dpipe.errors import ClusterError, InputError
 from dpipe.sizes import MIB, format_bytes
@@ -78,7 +80,7 @@ def check_cluster(spec: Specification, patience_s: float = PATIENCE_S) -> Checke
     Parameters
     ----------
     spec : Specification
-        Of a kind that queues jobs.
+        Of a kind that queues jobs; of MPI, which has no jobs of its own, only what it needs here is looked at.
     patience_s : float
         How long to wait for that job.
 
@@ -90,12 +92,14 @@ def check_cluster(spec: Specification, patience_s: float = PATIENCE_S) -> Checke
     Raises
     ------
     InputError
-        If the kind has no queue.
+        If the kind is neither.
     """
+    if spec.kind == "mpi":
+        return Checked(mpi_script(spec), tuple(_mpi()))
     if spec.kind not in QUEUES:
         raise InputError(
-            f"Key 'kind' is {spec.kind!r}: a check looks at queues: {', '.join(QUEUES)}. Others show what they are "
-            "when they are started."
+            f"Key 'kind' is {spec.kind!r}: a check looks at queues, {', '.join(QUEUES)}, and at mpi. Others show what "
+            "they are when they are started."
         )
     folder = run_folder(spec)
     try:
@@ -107,6 +111,22 @@ def check_cluster(spec: Specification, patience_s: float = PATIENCE_S) -> Checke
         return Checked(script, tuple(findings))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mpi() -> list[Finding]:
+    """Look for what starts the ranks, and for the packages that each of them imports."""
+    starters = [name for name in ("mpirun", "mpiexec", "srun") if shutil.which(name)]
+    absent = [
+        name for module, name in (("dask_mpi", "dask-mpi"), ("mpi4py", "mpi4py")) if find_spec(module) is None
+    ]
+    return [
+        Finding("commands", ", ".join(starters) or "no mpirun here; load the module of MPI", bool(starters)),
+        Finding(
+            "packages",
+            f"install {' '.join(absent)} in the Python of all nodes" if absent else "dask-mpi, mpi4py",
+            not absent,
+        ),
+    ]
 
 
 def _commands(spec: Specification) -> Finding:
@@ -124,7 +144,9 @@ def _commands(spec: Specification) -> Finding:
 
 async def _partition(spec: Specification) -> list[Finding]:
     """Compare what is asked for with what the nodes of the partition have."""
-    _, out, _ = await called(["sinfo", "-h", "-N", "-o", "%R|%a|%l|%c|%m|%T"])
+    status, out, said = await called(["sinfo", "-h", "-N", "-o", "%R|%a|%l|%c|%m|%T"])
+    if status:
+        return [Finding("queue", f"sinfo failed with status {status}: {one_line(said)}", ok=False)]
     rows = [line.split("|") for line in out.splitlines() if line.count("|") == 5]
     names = sorted({row[0] for row in rows})
     if spec.queue is not None and spec.queue not in names:

@@ -1,24 +1,32 @@
 """`Cluster`: one small specification of where to run, from a laptop to a supercomputer."""
 
+import asyncio
 import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.comm import connect
 from distributed.security import Security
 
 from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
-from dpipe.cluster.local import calm, dashboard_link, scratch_folder
+from dpipe.cluster.local import WORKER_RESERVED_NBYTES, calm, dashboard_link, scratch_folder
 from dpipe.cluster.node import enforced_nbytes
 from dpipe.cluster.other_kinds import cuda_client, kubernetes_client, mpi_client
+from dpipe.cluster.queues import one_line
 from dpipe.cluster.specification import QUEUES, Specification, find_specification
 from dpipe.cluster.ssh import SshLauncher
 from dpipe.errors import ClusterError, InputError
+
+#: How long a scheduler that runs already may take to answer.
+CONNECT_S = 5
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -162,6 +170,12 @@ def _local(spec: Cluster) -> Iterator[Client]:
     room = enforced_nbytes()
     n_processes = 1 if spec.threads else n
     asked = spec.memory_nbytes
+    if asked is None and n_processes > max(1, room // WORKER_RESERVED_NBYTES):
+        raise InputError(
+            f"Key 'workers' asks for {n_processes:,} processes; this machine, or the job or container that this is in, "
+            f"lets them have {room:,} bytes together, and each takes {WORKER_RESERVED_NBYTES:,} before it has read "
+            "anything. Ask for fewer."
+        )
     if asked is not None and asked * n_processes > room:
         raise InputError(
             f"Key 'memory' asks for {n_processes} x {asked:,} bytes; this machine, or the job or container that this "
@@ -199,25 +213,69 @@ def _address(spec: Cluster) -> Iterator[Client]:
     address = str(spec.address)
     security: Any = None
     if address.startswith("tls://"):
-        security = Security(
-            require_encryption=True,
-            tls_ca_file=spec.ca,
-            tls_client_cert=spec.certificate,
-            tls_client_key=spec.key,
-        )
+        security = _own_certificates(spec)
     elif spec.tls is not False and not _is_here(address):
         raise InputError(
             f"Key 'address' is {address}: what is sent there is not encrypted, and leaves this machine. Use tls:// "
             "with ca, certificate and key, or say tls: false if nobody else can reach that network."
         )
-    try:
-        client = Client(address, security=security, timeout="20s")
-    except (OSError, TimeoutError, ValueError) as err:
-        raise ClusterError(
-            f"No scheduler answers at {address}: {' '.join(str(err).split())} Start one, or correct the key 'address'."
-        ) from err
-    with client:
+    _call(address, security)
+    with Client(address, security=security) as client:
         yield client
+
+
+def _call(address: str, security: Security | None) -> None:
+    """Greet a scheduler, as a client does: `Client` itself would wait for ever for an answer of something else."""
+    given = {} if security is None else security.get_connection_args("client")
+
+    async def greet() -> None:
+        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_S, **given), 1.2 * CONNECT_S)
+        await comm.close()
+
+    try:
+        with ThreadPoolExecutor(1) as other:  # in a notebook, this thread has a loop that runs already
+            other.submit(asyncio.run, greet()).result()
+    except (OSError, TimeoutError, ValueError, MemoryError) as err:
+        raise ClusterError(
+            f"No scheduler answers at {address}; it was tried for {CONNECT_S} s: {_first_cause(err)}. Start one, or "
+            "correct the key 'address'."
+        ) from err
+
+
+def _own_certificates(spec: Cluster) -> Security:
+    """Read the files that a running scheduler asks for; what is wrong with them is said before it is called."""
+    for name in ("ca", "certificate", "key"):
+        file = Path(str(getattr(spec, name)))
+        try:
+            file.read_bytes()
+        except OSError as err:
+            raise InputError(
+                f"Key {name!r} is {str(file)!r}, which cannot be read: {err.strerror}. Name the PEM file that whoever "
+                "runs the scheduler has given you."
+            ) from err
+    security = Security(
+        require_encryption=True,
+        tls_ca_file=spec.ca,
+        tls_client_cert=spec.certificate,
+        tls_client_key=spec.key,
+    )
+    try:
+        security.get_connection_args("client")
+    except (OSError, ValueError) as err:
+        raise InputError(
+            f"Keys 'ca', 'certificate' and 'key' are {spec.ca!r}, {spec.certificate!r} and {spec.key!r}; these are no "
+            f"PEM files that belong together: {one_line(str(err))}."
+        ) from err
+    return security
+
+
+def _first_cause(err: BaseException) -> str:
+    """Say what went wrong at first: that a time ran out only follows from it."""
+    said = ""
+    cause: BaseException | None = err
+    while cause is not None:
+        said, cause = str(cause) or said, cause.__cause__
+    return one_line(said).rstrip(".") or "what listens there is no scheduler, perhaps its dashboard"
 
 
 def _is_here(address: str) -> bool:

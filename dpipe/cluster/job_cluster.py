@@ -35,6 +35,8 @@ _LOOK_S = 0.1
 class QueueLauncher:
     """Jobs of a batch system."""
 
+    asks = True
+
     def __init__(
         self, spec: Specification, scheduler: str, folder: Path, certificates: Certificates | None
     ) -> None:

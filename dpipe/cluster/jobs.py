@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpipe.cluster.certificates import Certificates
-from dpipe.cluster.queues import SYSTEMS, called
+from dpipe.cluster.queues import SYSTEMS, called, one_line
 from dpipe.cluster.specification import Specification, clock
 from dpipe.errors import ClusterError
 from dpipe.sizes import MIB
@@ -200,16 +200,14 @@ async def submitted(job: Any, script: Path) -> str:
         said = await job._submit_job(str(script))
     except RuntimeError as err:
         text = str(err).partition("stderr:\n")[2] or str(err)
-        raise ClusterError(f"{command} refused the job: {' '.join(text.split())}") from err
+        raise ClusterError(f"{command} refused the job: {one_line(text).rstrip('.')}.") from err
     except OSError as err:
         await called([command])  # says what it means that there is no such command
         raise ClusterError(f"{command} failed: {err}") from err
     try:
         return str(job._job_id_from_submit_output(said))
     except ValueError as err:
-        raise ClusterError(
-            f"{command} did not tell the number of the job, but: {' '.join(said.split())}"
-        ) from err
+        raise ClusterError(f"{command} did not tell the number of the job, but: {one_line(said)}") from err
 
 
 def last_lines(logs: Path, job: str, n: int = 6) -> list[str]:

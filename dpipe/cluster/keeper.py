@@ -22,12 +22,22 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at the queue. Those who run clusters dislike being asked more often.
 EVERY_S = 5.0
+#: The same where nobody is asked: while no job is in the queue yet, or what was started is watched from here.
+_UNASKED_S = 1.0
 #: A job whose workers have worked for so long was not the fault of the specification.
 SOUND_S = 60.0
 #: Looks in a row that must find fewer workers needed before any are sent home.
 _LOOKS_TO_SHRINK = 3
 #: What the end of a log tells to change.
 _HINTS = (
+    ("Could not resolve hostname", "Check the key 'hosts'."),
+    ("Host key verification failed", "Connect by hand once, ssh HOST, and compare the key that is shown."),
+    (
+        "Permission denied (",
+        "Let ssh log in without a password: a key, named with '-i FILE' in 'directives'.",
+    ),
+    ("destination [command", "Check the key 'directives': ssh takes them as its options."),
+    ("ssh: connect to host", "Check the keys 'hosts' and 'directives': '-p PORT', if it is not 22."),
     ("No such file or directory", "Check the key 'python', and that the nodes see the same files."),
     ("command not found", "Check the keys 'python' and 'prologue'."),
     ("No module named", "That Python lacks dpipe, or what the run needs: check the key 'python'."),
@@ -46,6 +56,8 @@ class Launcher(Protocol):
 
     what: str
     """Name of the system, for messages."""
+    asks: bool
+    """Whether others are asked what became of jobs."""
 
     async def submit(self, name: str) -> str:
         """Submit a job whose workers bear a name; give its number."""
@@ -141,7 +153,13 @@ class Keeper:
                 logger.exception("The keeper of the cluster's jobs has failed")
                 self.failure = f"The keeper of the cluster's jobs has failed: {type(err).__name__}: {err}."
                 self._tell_clients()
-            await asyncio.sleep(self.every_s)
+            await asyncio.sleep(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Give the seconds until the next look; what cannot even start is to be told of soon."""
+        started = self._start_s > 0
+        asked = bool(self.jobs) and self.launcher.asks
+        return self.every_s if started or asked else min(self.every_s, _UNASKED_S)
 
     async def look(self) -> None:
         """Look at the queue once, and do what is needed."""
@@ -219,7 +237,7 @@ class Keeper:
         state = f" ({reason})" if reason else ""
         when = "before its workers had started" if job.registered_at is None else "while it worked"
         lines = self.launcher.last_lines(job.number)
-        log = f" Its log ends with: {' | '.join(lines)}" if lines else ""
+        log = f" Its log ends with: {' | '.join(lines).rstrip('.')}." if lines else ""
         return f"Job {job.number} of {self.launcher.what} was lost {when}{state}.{log}"
 
     def _judge(self, said: str) -> None:
@@ -233,9 +251,8 @@ class Keeper:
             logger.warning("%s Another is submitted.", said)
             return
         hint = next((hint for sign, hint in _HINTS if sign in said), "")
-        self._stopped = (
-            f"The cluster has no workers: {count}. {said} {hint} 'dpipe cluster check' tells more."
-        )
+        more = " 'dpipe cluster check' tells more." if self.launcher.asks else ""
+        self._stopped = f"The cluster has no workers: {count}. {said}{f' {hint}' if hint else ''}{more}"
         logger.warning("No more jobs are submitted: %s. %s", count, said)
 
     async def _resize(self) -> None:

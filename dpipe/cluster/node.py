@@ -100,8 +100,8 @@ _SPARED = 0.1
 
 
 def option(arguments: Sequence[str], name: str) -> str | None:
-    """Give the value of an option of a command line, None if it is not there."""
-    return arguments[arguments.index(name) + 1] if name in arguments else None
+    """Give the value of an option of a command line, None if it is not there, nothing if no value follows it."""
+    return next(iter(arguments[arguments.index(name) + 1 :]), "") if name in arguments else None
 
 
 def with_memory(arguments: Sequence[str], limit_nbytes: int) -> list[str]:
@@ -142,6 +142,12 @@ def scratch_room(folder: str, n_workers: int) -> int:
     SystemExit
         If it cannot be made or written; the log of the job then ends with the reason.
     """
+    node = os.uname().nodename
+    if not folder or folder.startswith("--"):  # the shell has left the value out: this is the option after it
+        raise SystemExit(
+            f"dpipe: the scratch folder has no name on node {node}: a variable in it is not set there. Use one that is "
+            "set, or a path, with the key 'scratch' of the cluster specification."
+        )
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -149,7 +155,6 @@ def scratch_room(folder: str, n_workers: int) -> int:
             raise PermissionError("it is not writable")
         return int(shutil.disk_usage(path).free * (1 - _SPARED)) // n_workers
     except OSError as err:
-        node = os.uname().nodename
         raise SystemExit(
             f"dpipe: scratch folder {folder} on node {node} cannot be used: {err}. Name one that every node has, "
             "with the key 'scratch' of the cluster specification."
@@ -212,9 +217,10 @@ def main(arguments: Sequence[str]) -> None:
         rest += ["--preload", os.path.abspath(__file__)]
     given = with_memory(rest, enforced_nbytes())
     n = int(option(given, "--nworkers") or 1)
-    room = scratch_room(option(given, "--local-directory") or ".", n)
-    if "--local-directory" in given:  # the scratch of dpipe itself goes there, too
-        os.environ["DPIPE_SCRATCH"] = os.path.abspath(option(given, "--local-directory") or ".")
+    folder = option(given, "--local-directory")
+    room = scratch_room("." if folder is None else folder, n)
+    if folder is not None:  # the scratch of dpipe itself goes there, too
+        os.environ["DPIPE_SCRATCH"] = os.path.abspath(folder)
     # the processes of the workers are given this configuration
     dask.config.set({"distributed.worker.memory.max-spill": room})
     limit = int(option(given, "--memory-limit") or 0)

@@ -1,15 +1,25 @@
-"""Clusters that other packages start: dask-mpi, dask-kubernetes and dask-cuda, where they are installed."""
+"""Clusters that other packages start: dask-mpi, dask-kubernetes and dask-cuda, where they are installed.
+
+References
+----------
+Dask-MPI, "Dask-MPI with Batch Jobs" and "API", https://mpi.dask.org: ``mpirun -np 4 python script.py``, in which
+``initialize`` makes rank 0 the scheduler, lets rank 1 go on, and makes workers of all others.
+"""
 
 import contextlib
 import importlib
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from distributed import Client
 
 from dpipe.cluster.local import scratch_folder
+from dpipe.cluster.queues import one_line
 from dpipe.cluster.specification import Specification
 from dpipe.errors import ClusterError
+from dpipe.sizes import counted, format_bytes
 
 _PACKAGES = {"mpi": "dask-mpi", "kubernetes": "dask-kubernetes", "cuda": "dask-cuda"}
 
@@ -24,18 +34,63 @@ def _package(kind: str, module: str) -> Any:
         ) from err
 
 
+def _scratch(spec: Specification) -> str:
+    return os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder()
+
+
+def mpi_arguments(spec: Specification) -> dict[str, Any]:
+    """Give the arguments of `dask_mpi.initialize`, which each rank of the program calls."""
+    given: dict[str, Any] = {
+        "nthreads": spec.cores,
+        "local_directory": _scratch(spec),
+        "dashboard_address": "127.0.0.1:0",
+        "worker_options": {"dashboard_address": "127.0.0.1:0"},
+        "exit": True,
+    }
+    if spec.memory_nbytes is not None:
+        given["memory_limit"] = spec.memory_nbytes
+    if spec.interface is not None:
+        given["interface"] = spec.interface
+    return given
+
+
+def mpi_script(spec: Specification, n_workers: int = 2) -> str:
+    """Write the lines that start a run by MPI, for a job script or for a shell.
+
+    Parameters
+    ----------
+    spec : Specification
+        Of kind ``mpi``.
+    n_workers : int
+        How many ranks are to be workers; two more are the scheduler and the driver.
+
+    Returns
+    -------
+    str
+        With ``RECIPE`` to fill in.
+    """
+    memory = "" if spec.memory_nbytes is None else f" and {format_bytes(spec.memory_nbytes)}"
+    return (
+        "# rank 0 is the scheduler, rank 1 the driver; each further rank is a worker with "
+        f"{counted(spec.cores, 'thread')}{memory}\n"
+        f"mpirun -np {n_workers + 2} {sys.executable} -m dpipe.cli run RECIPE --cluster {spec.source or 'FILE'}\n"
+    )
+
+
 @contextlib.contextmanager
 def mpi_client(spec: Specification) -> Iterator[Client]:
     """Share out the ranks of this MPI program: one is the scheduler, one goes on here, the others are workers.
 
     Those others never come back: they end with the client.
     """
-    given: dict[str, Any] = {"nthreads": spec.cores, "dashboard_address": "127.0.0.1:0", "exit": True}
-    if spec.memory_nbytes is not None:
-        given["memory_limit"] = spec.memory_nbytes
-    if spec.interface is not None:
-        given["interface"] = spec.interface
-    _package("mpi", "dask_mpi").initialize(local_directory=spec.scratch or scratch_folder(), **given)
+    dask_mpi = _package("mpi", "dask_mpi")
+    try:
+        dask_mpi.initialize(**mpi_arguments(spec))
+    except (ImportError, RuntimeError) as err:  # no mpi4py, no library of MPI, or too few ranks
+        raise ClusterError(
+            f"Kind 'mpi' cannot start: {one_line(str(err)).rstrip('.')}. Start all ranks together, at least 3: "
+            "mpirun -np 4 python -m dpipe.cli run RECIPE --cluster FILE"
+        ) from err
     with Client() as client:
         client.wait_for_workers(1)
         yield client
@@ -79,7 +134,7 @@ def cuda_client(spec: Specification) -> Iterator[Client]:
         module.LocalCUDACluster(
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            local_directory=spec.scratch or scratch_folder(),
+            local_directory=_scratch(spec),
             **given,
         ) as cluster,
         Client(cluster) as client,

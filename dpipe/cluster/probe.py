@@ -51,6 +51,8 @@ def file_system(folder: str) -> str:
 def scratch(folder: str) -> dict[str, Any]:
     """Describe the folder for scratch: what it is on, whether it can be written, and how much is free."""
     path = Path(os.path.expandvars(folder))
+    if "$" in str(path):
+        return {"path": str(path), "error": "a variable in it is not set in jobs there"}
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".dpipe-{os.getpid()}"

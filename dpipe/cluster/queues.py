@@ -50,6 +50,7 @@ class Queue:
     gone: tuple[str, ...] = ()
     """What it says, and fails, when it knows none of the jobs any more."""
     cancel: str = ""
+    """Command that ends jobs."""
 
     async def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
         """Ask what became of jobs.
@@ -64,7 +65,7 @@ class Queue:
         status, out, said = await called(self.command(jobs))
         if status and not any(text in said + out for text in self.gone):
             raise ClusterError(
-                f"{self.command(jobs)[0]} failed with status {status}: {_one_line(said or out)}"
+                f"{self.command(jobs)[0]} failed with status {status}: {one_line(said or out)}"
             )
         found = self.read(out)
         return {job: found.get(job, JobState(ENDED)) for job in jobs}
@@ -95,7 +96,8 @@ async def called(command: Sequence[str], timeout_s: float = 60) -> tuple[int, st
     return process.returncode or 0, out.decode(errors="replace"), said.decode(errors="replace")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Join lines into one, for messages."""
     return " ".join(text.split())
 
 
@@ -192,12 +194,12 @@ SYSTEMS = {
     "pbs": Queue(
         "PBSJob", lambda jobs: ["qstat", *jobs], _pbs, ("Unknown Job", "has finished", "Unknown job"), "qdel"
     ),
-    "sge": Queue("SGEJob", lambda jobs: ["qstat"], _sge, (), "qdel"),
+    "sge": Queue("SGEJob", lambda jobs: ["qstat"], _sge, ("does not exist",), "qdel"),
     "lsf": Queue(
         "LSFJob",
         lambda jobs: ["bjobs", "-a", "-noheader", "-o", "jobid stat", *jobs],
         _lettered({"PEND": WAITING, "RUN": RUNNING, "PSUSP": REFUSED, "USUSP": WAITING, "SSUSP": WAITING}, 1),
-        ("is not found",),
+        ("is not found", "already finished"),
         "bkill",
     ),
     "htcondor": Queue(
@@ -211,7 +213,7 @@ SYSTEMS = {
             "HoldReason",
         ],
         _htcondor,
-        (),
+        ("Couldn't find",),
         "condor_rm",
     ),
     "oar": Queue(

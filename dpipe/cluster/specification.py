@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from dask.utils import parse_timedelta
 from distributed import Client
 
 from dpipe.errors import InputError
-from dpipe.sizes import parse_bytes
+from dpipe.sizes import MIB, parse_bytes
 
 #: Systems that queue jobs, by the names of their commands' families.
 QUEUES = ("slurm", "pbs", "sge", "lsf", "htcondor", "oar")
@@ -47,6 +48,8 @@ KEYS: dict[str, frozenset[str]] = {
     "kubernetes": frozenset({"workers", "cores", "memory", "image", "namespace", "options", "tls"}),
     "cuda": _WORKERS | {"options"},
 }
+#: What Dask's own communication speaks.
+_SCHEMES = ("tcp", "tls", "ucx", "ws", "wss")
 #: Where a name is looked up that is not a path; the environment may name another folder.
 FOLDER_VARIABLE = "DPIPE_CLUSTERS"
 
@@ -91,7 +94,7 @@ class Specification:
 
     def __post_init__(self) -> None:
         """Check every key and bring the values to one form."""
-        if self.kind not in KEYS:
+        if not isinstance(self.kind, str) or self.kind not in KEYS:
             self._refuse("kind", f"is {self.kind!r}; it must be one of {', '.join(KEYS)}")
         self._check_keys()
         for name, check in _CHECKS.items():
@@ -119,12 +122,24 @@ class Specification:
                 )
 
     def _check_together(self) -> None:
+        elsewhere = self.kind in QUEUES or self.kind in ("ssh", "mpi")
+        if elsewhere and self.scratch is not None and not self.scratch.startswith(("/", "$")):
+            self._refuse(
+                "scratch",
+                f"is {self.scratch!r}; each node must know where that is: begin with / or with a variable, as in "
+                "/scratch or $TMPDIR",
+            )
         if self.kind == "address" and not self.address:
             self._refuse(
                 "address", "is missing; give that of a running scheduler, such as tls://10.0.0.5:8786"
             )
         if self.kind == "ssh" and not self.hosts:
             self._refuse("hosts", "is missing; list the machines to start workers on")
+        if self.kind == "ssh":
+            try:
+                shlex.split("\n".join(self.directives))
+            except ValueError as err:
+                self._refuse("directives", f"is {list(self.directives)}; as options of ssh: {err}", err)
         if self.kind in QUEUES and self.memory is None:
             self._refuse(
                 "memory", f'is missing; {self.kind} must be told what a worker needs, such as "8 GiB"'
@@ -183,7 +198,10 @@ def _workers(value: Any) -> int | tuple[int, int]:
 
 
 def _size(value: Any) -> int:
-    return parse_bytes(value)
+    nbytes = parse_bytes(value)
+    if nbytes < MIB:
+        raise ValueError('that is less than 1 MiB; name the unit, as in "16 GiB"')
+    return nbytes
 
 
 def _text(value: Any) -> str:
@@ -200,6 +218,18 @@ def _word(value: Any) -> str:
     return text
 
 
+def _address(value: Any) -> str:
+    address = _word(value)
+    scheme, separator, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    reached = scheme in _SCHEMES and host and port.isdigit() and 0 < int(port) < 65536
+    if not separator or not (reached or (scheme == "inproc" and rest.count("/") == 2)):
+        raise ValueError(
+            f"it must be SCHEME://HOST:PORT with one of {', '.join(_SCHEMES)}, such as tls://10.0.0.5:8786"
+        )
+    return address
+
+
 def _path(value: Any) -> str:
     path = os.path.expanduser(_text(value))
     # the nodes' shells read it, too: $TMPDIR is theirs to know, commands are not
@@ -214,8 +244,11 @@ def _lines(value: Any) -> tuple[str, ...]:
     return tuple(_text(each) for each in value)
 
 
-def _words(value: Any) -> tuple[str, ...]:
-    return tuple(_word(each) for each in _lines(value))
+def _hosts(value: Any) -> tuple[str, ...]:
+    hosts = tuple(_word(each) for each in _lines(value))
+    if any(each.startswith("-") for each in hosts):  # ssh would take it for an option
+        raise ValueError("the name of a machine does not begin with -")
+    return hosts
 
 
 def _flag(value: Any) -> bool:
@@ -279,12 +312,11 @@ _CHECKS: dict[str, Any] = {
     **dict.fromkeys(("memory", "driver_memory"), _size),
     **dict.fromkeys(("walltime", "driver_walltime"), seconds),
     **dict.fromkeys(("scratch", "python", "folder", "ca", "certificate", "key"), _path),
-    **dict.fromkeys(
-        ("queue", "account", "interface", "scheduler_interface", "address", "image", "namespace"), _word
-    ),
+    **dict.fromkeys(("queue", "account", "interface", "scheduler_interface", "image", "namespace"), _word),
+    "address": _address,
     "resource": _text,
     **dict.fromkeys(("directives", "driver_directives", "prologue"), _lines),
-    "hosts": _words,
+    "hosts": _hosts,
     **dict.fromkeys(("tls", "threads"), _flag),
     "options": _mapping,
 }

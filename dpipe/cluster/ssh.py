@@ -19,6 +19,7 @@ class SshLauncher:
     """Start workers by ssh; a machine whose connection ends is tried again."""
 
     what = "ssh"
+    asks = False
 
     def __init__(
         self, spec: Specification, scheduler: str, folder: Path, certificates: Certificates | None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpipe.cluster.jobs import command_job, last_lines, submitted
-from dpipe.cluster.queues import ENDED, SYSTEMS, called
+from dpipe.cluster.queues import ENDED, SYSTEMS, Queue, called, one_line
 from dpipe.cluster.specification import QUEUES, Specification
 from dpipe.errors import ClusterError, InputError
 
@@ -82,24 +82,47 @@ def read_submission(name: str) -> Submission:
     Raises
     ------
     InputError
-        If there is no such submission.
+        If there is no such submission, or its record cannot be read.
     """
+    names = _names()
+    if name not in names:
+        raise InputError(
+            f"There is no submission {name!r} in {home()}; there are: {', '.join(names) or 'none'}."
+        )
     path = home() / name / "submission.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found |= {key: tuple(found[key]) for key in ("command", "jobs")}
-        return Submission(**found)
+        made = Submission(**found)
+        _ = made.spec
+        return made
     except (OSError, ValueError, KeyError, TypeError) as err:
-        names = ", ".join(each.name for each in submissions()) if name != "" else ""
         raise InputError(
-            f"There is no submission {name!r} in {home()}: {err}. There are: {names or 'none'}."
+            f"The record of submission {name!r}, {path}, cannot be read: {one_line(str(err))} It may be of another "
+            f"version of dpipe. Remove the folder once no job of it is in the queue, and submit the run again."
         ) from err
 
 
-def submissions() -> list[Submission]:
-    """List all submissions, the newest last."""
-    paths = sorted(home().glob("*/submission.json"), key=lambda path: path.parent.stat().st_mtime)
-    return [read_submission(path.parent.name) for path in paths]
+def _names() -> list[str]:
+    """List the folders of all submissions, the newest last."""
+    try:
+        paths = sorted(home().glob("*/submission.json"), key=lambda path: path.parent.stat().st_mtime)
+    except OSError as err:
+        raise InputError(f"Submissions are kept in {home()}, which cannot be read: {err.strerror}.") from err
+    return [path.parent.name for path in paths]
+
+
+def report(name: str | None = None) -> str:
+    """Tell what a submission is at, or all of them, one line each; a record that cannot be read is a line, too."""
+    if name is not None:
+        return status(read_submission(name))
+    lines = []
+    for each in _names():
+        try:
+            lines.append(status(read_submission(each)))
+        except InputError as err:
+            lines.append(f"{each}: {err}")
+    return "\n".join(lines) or f"nothing was submitted: {home()} is empty"
 
 
 def submit(recipe: str, command: Sequence[str], spec: Specification) -> Submission:
@@ -130,8 +153,14 @@ def submit(recipe: str, command: Sequence[str], spec: Specification) -> Submissi
             f"Key 'kind' is {spec.kind!r}: only a queue takes the driver as a job: {', '.join(QUEUES)}. Use dpipe run."
         )
     base = re.sub(r"\W+", "-", recipe.rpartition(".")[2]).strip("-")
-    home().mkdir(parents=True, exist_ok=True, mode=0o700)
-    name = _new_folder(base)
+    try:
+        home().mkdir(parents=True, exist_ok=True, mode=0o700)
+        name = _new_folder(base)
+    except OSError as err:
+        raise InputError(
+            f"Submissions are kept in {home()}, which cannot be written: {err.strerror}. Name another folder, which "
+            f"all nodes see, in the environment variable {HOME_VARIABLE}."
+        ) from err
     cluster = {
         each.name: getattr(spec, each.name)
         for each in dataclasses.fields(Specification)
@@ -173,7 +202,7 @@ def resume(submission: Submission) -> Submission:
     Raises
     ------
     InputError
-        If the run is finished, or its driver is in the queue still.
+        If the run is finished, its driver is in the queue still, or the folder that it was submitted from is gone.
     ClusterError
         If the queue refuses the job, or does not tell what became of the last one.
     """
@@ -187,6 +216,11 @@ def resume(submission: Submission) -> Submission:
                 f"The driver of {submission.name}, job {job}, is {state.phase}: two would write to the same ledger. "
                 f"Wait for its end, or end it with: dpipe cancel {submission.name}"
             )
+    if not os.path.isdir(submission.cwd):
+        raise InputError(
+            f"{submission.name} was submitted from {submission.cwd}, which is no folder any more: its recipe and paths "
+            "were found there. Put it back, or submit the run again from where they are now."
+        )
     with contextlib.chdir(submission.cwd):  # where the job script goes, too
         return asyncio.run(submit_driver(submission.changed(state=SUBMITTED, says="")))
 
@@ -257,13 +291,23 @@ def cancel(submission: Submission) -> str:
     Raises
     ------
     ClusterError
-        If the queue gives no answer.
+        If the queue gives no answer, or refuses: the run goes on.
     """
     if submission.state in FINAL:
         return f"{submission.name} is {submission.state} already"
+    # the driver that is ended must find it so: it would take this for the end of its node
     made = submission.changed(state=CANCELLED)
     if made.jobs:
-        code, _, said = asyncio.run(called([SYSTEMS[made.spec.kind].cancel, made.jobs[-1]]))
-        if code:
-            return f"{made.name}: {' '.join(said.split())}"
+        try:
+            asyncio.run(_end(SYSTEMS[made.spec.kind], made.jobs[-1]))
+        except ClusterError as err:
+            made.changed(state=submission.state)
+            raise ClusterError(f"{made.name} is not cancelled: {err}") from err
     return f"{made.name} is cancelled{_goes_on(made)}"
+
+
+async def _end(queue: Queue, job: str) -> None:
+    """End a job; that it has ended already is no error."""
+    code, _, said = await called([queue.cancel, job])
+    if code and not any(text in said for text in queue.gone):
+        raise ClusterError(f"{queue.cancel} failed with status {code}: {one_line(said)}")

@@ -89,11 +89,17 @@ def test_who_has_a_certificate_of_the_run_is_let_in(tmp_path):
     assert attempt(own, str, own) == "connected"
 
 
-@pytest.mark.parametrize("who", ["another authority", "plain tcp", "no certificate"])
+@pytest.mark.parametrize(
+    "who", ["another authority", "another authority's certificate", "plain tcp", "no certificate"]
+)
 def test_who_has_none_is_refused(tmp_path, who):
     own = make_certificates(tmp_path / "own").security()
     other = make_certificates(tmp_path / "other").security()
     plain = who == "plain tcp"
+    if (
+        who == "another authority's certificate"
+    ):  # it knows the scheduler; the scheduler must refuse it by itself
+        other.tls_ca_file = own.tls_ca_file
     with pytest.raises((OSError, CommClosedError, ssl.SSLError, RuntimeError)):
         attempt(
             own,

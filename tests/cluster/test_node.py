@@ -80,6 +80,16 @@ def test_scratch_that_cannot_be_used_is_named(tmp_path):
         scratch_room(f"{tmp_path}/file/x", 1)
 
 
+@pytest.mark.parametrize("after", [[], ["--dashboard-address", ":0"]])
+def test_a_variable_that_a_node_has_not_is_not_taken_for_a_folder(tmp_path, after):
+    command = [sys.executable, node.__file__, "tcp://127.0.0.1:1", "--local-directory", *after]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "a variable in it is not set there" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "is not set in jobs there" in probe.scratch(f"{tmp_path}/$DPIPE_NOWHERE")["error"]
+
+
 def test_scratch_of_a_node_is_where_its_job_says(tmp_path, monkeypatch):
     assert on_this_node("/driver/says") == "/driver/says"
     monkeypatch.setenv(NODE_VARIABLE, str(tmp_path))

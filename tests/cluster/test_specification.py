@@ -1,10 +1,12 @@
 """Specifications of clusters: what they may hold, and what is said of what they may not."""
 
+import socket
+
 import pytest
 
 import dpipe
 from dpipe.cluster.specification import KEYS, QUEUES, clock, seconds
-from dpipe.errors import InputError
+from dpipe.errors import ClusterError, InputError
 
 
 def written(folder, text):
@@ -58,6 +60,12 @@ def test_a_file_is_read_as_plain_values(tmp_path):
             "Key 'walltime' of .* is 'soon'; it must be a duration",
         ),
         ("kind: slurm\nmemory: 1 GiB\nwalltime: 50", "at least 60 s"),
+        ("kind: [slurm]\nmemory: 1 GiB", r"Key 'kind' of .* is \['slurm'\]; it must be one of local"),
+        ("kind: slurm\nmemory: 16", "Key 'memory' of .* is 16; that is less than 1 MiB; name the unit"),
+        (
+            "kind: slurm\nmemory: 1 GiB\nscratch: spill/here",
+            "Key 'scratch' of .* is 'spill/here'; each node must know where that is: begin with /",
+        ),
         ("kind: slurm\nmemory: 1 GiB\nqueue: a b", "Key 'queue' of .* one word"),
         ("kind: slurm\nmemory: 1 GiB\nscratch: $(touch x)", "Key 'scratch' of .* shell commands"),
         ("kind: slurm\nmemory: 1 GiB\ndirectives: --exclusive", "Key 'directives' of .* a list of lines"),
@@ -72,7 +80,21 @@ def test_a_file_is_read_as_plain_values(tmp_path):
         ("kind: address", "Key 'address' of .* is missing"),
         ("kind: address\naddress: tls://a:1", "Key 'ca' of .* is missing"),
         ("kind: address\naddress: tls://a:1\nca: x", "Key 'ca' of .* needs ca, certificate and key together"),
+        *(
+            (f"kind: address\naddress: '{address}'", "Key 'address' of .* it must be SCHEME://HOST:PORT")
+            for address in (
+                "10.0.0.5:8786",
+                "tcp://10.0.0.5",
+                "tcp://:8786",
+                "tcp://a:99999",
+                "tcp://a:x",
+                "http://a:1",
+                "inproc://a",
+            )
+        ),
         ("kind: ssh", "Key 'hosts' of .* is missing"),
+        ("kind: ssh\nhosts: [-V]", "Key 'hosts' of .* the name of a machine does not begin with -"),
+        ('kind: ssh\nhosts: [a]\ndirectives: ["-i \'x"]', "Key 'directives' of .* No closing quotation"),
         ("workers: 1", "Key 'kind' of .*there.yaml is missing"),
         ("- kind", "holds list"),
         ("kind: [", "is not a plain YAML file"),
@@ -138,6 +160,42 @@ def test_a_cluster_on_this_machine_is_taken_where_a_client_is(tmp_path):
         again = dpipe.fit(StandardScaler(), X, client=cluster)
     assert fitted.mean_.tolist() == again.mean_.tolist()
     assert cluster.started is None
+
+
+def test_more_processes_than_fit_cannot_be_asked_for():
+    with (
+        pytest.raises(
+            InputError, match=r"Key 'workers' asks for 100,000 processes; .* each takes 272,629,760"
+        ),
+        dpipe.Cluster("local", workers=100_000),
+    ):
+        pytest.fail("it was started")
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_where_no_scheduler_answers_is_told_with_what_was_tried(listens):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        said = "it was tried for 5 s: .*" + ("is no scheduler" if listens else "refused")
+        with pytest.raises(ClusterError, match=f"No scheduler answers at {address}; {said}"):
+            dpipe.Cluster("address", address=address).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(None, "'ca' is .*No such file"), ("no PEM", "no PEM files that belong together")]
+)
+def test_certificates_that_cannot_be_used_are_named(tmp_path, text, says):
+    path = tmp_path / "file.pem"
+    if text is not None:
+        path.write_text(text)
+    named = dict.fromkeys(("ca", "certificate", "key"), str(path))
+    with (
+        pytest.raises(InputError, match=says),
+        dpipe.Cluster("address", address="tls://127.0.0.1:9", **named),
+    ):
+        pytest.fail("it was started")
 
 
 def test_more_memory_than_there_is_cannot_be_asked_for():

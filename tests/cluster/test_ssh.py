@@ -82,6 +82,28 @@ def test_a_machine_that_cannot_be_reached_is_told_of(ssh_options, tmp_path, monk
         pytest.fail("a cluster without workers has started")
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("host", "option", "says"),
+    [
+        ("nosuch.invalid", "", "Could not resolve hostname.*Check the key 'hosts'"),
+        ("127.0.0.1", "-p 1", "Connection refused.*Check the keys 'hosts' and 'directives'"),
+        (
+            "127.0.0.1",
+            "-o UserKnownHostsFile=/dev/null",
+            "Host key verification failed.*Connect by hand once",
+        ),
+    ],
+)
+def test_what_keeps_ssh_from_connecting_names_what_to_change(ssh_options, tmp_path, host, option, says):
+    own = ssh_options.replace("StrictHostKeyChecking=no", "StrictHostKeyChecking=yes")
+    cluster = Cluster(
+        "ssh", hosts=[host], interface="lo", folder=str(tmp_path), directives=[option or own, own]
+    )
+    with pytest.raises(ClusterError, match=f"3 jobs in a row.*{says}"), cluster:
+        pytest.fail("a cluster without workers has started")
+
+
 def test_the_command_holds_names_of_files_only(tmp_path):
     spec = Cluster("ssh", hosts=["a", "b"], memory="1 GiB", scratch="$TMPDIR/x", directives=["-p 22"])
     command = SshLauncher(spec, "tls://10.0.0.1:1", tmp_path, None).command("a", "dpipe-1")

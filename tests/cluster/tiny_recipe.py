@@ -65,7 +65,7 @@ def followed(capsys: Any, name: str) -> str:
         nonlocal said
         main(["status", name])
         said = capsys.readouterr().out
-        assert "lost" not in said
+        assert "lost" not in said, said
         return "finished" in said or "failed" in said
 
     until(ended, 600)
