@@ -1,7 +1,7 @@
 """The first weights of a layer, made in parts: each process draws what one that has all of it would, and keeps its own.
 
-What a layer does to make its weights is recorded on the meta device, where it takes no memory, and done again a few
-rows at a time. That needs layers that fill their weights in place, as those of torch do.
+What a layer does to make its weights is recorded where it takes no memory, and done again a few rows at a time. That
+needs layers that fill their weights in place, as those of torch do.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,17 +36,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A layer on the meta device, and how its weights are made."""
+    """How the weights of a layer are made."""
 
-    module: Any
     steps: tuple[Step, ...]
     unknown: str = ""
     """What cannot be done in parts; empty if there is nothing."""
 
 
 def recorded(make: Callable[[], Any]) -> Recorded:
-    """Record how a function makes a module, or fills one that is on the meta device."""
+    """Record how a function makes a module, without memory for its weights."""
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
     done: list[tuple[str, Any, tuple[Any, ...]]] = []
@@ -62,25 +62,35 @@ def recorded(make: Callable[[], Any]) -> Recorded:
                 unknown.append(name)
             return func(*args, **kwargs)
 
-    with torch.device("meta"), Watched():  # type: ignore[no-untyped-call]
-        module = make()
+    try:
+        # not on the meta device, of which some of torch.nn.init knows: it would do nothing there
+        with FakeTensorMode(), Watched():  # type: ignore[no-untyped-call]
+            module = make()
+    except Exception as err:  # whatever looks at numbers that are not there
+        return Recorded((), type(err).__name__)
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     names = {each.untyped_storage()._cdata: name for name, each in held.items()}
     steps = []
     for method, values, args in done:
         name = names.get(values.untyped_storage()._cdata, "")
-        whole = held.get(name, values)
-        n_rows, n_columns = whole.shape[0] if whole.dim() else 1, whole[:1].numel() if whole.dim() else 1
-        start = values.storage_offset() // max(n_columns, 1)
-        stop = start + values.numel() // max(n_columns, 1)
-        if values.numel() != (stop - start) * n_columns or (
-            method in _DRAWN and (start, stop) != (0, n_rows)
-        ):
+        step = _step(name, method, args, values, held.get(name, values))
+        if step is None:
             unknown.append(method)
-        steps.append(Step(name, method, args, (n_rows, n_columns), whole.dtype, (start, stop)))
+        else:
+            steps.append(step)
     filled = {step.name for step in steps if step.rows == (0, step.shape[0])}
     unknown += [name for name in held if name not in filled]
-    return Recorded(module, tuple(steps), ", ".join(dict.fromkeys(unknown)))
+    return Recorded(tuple(steps), ", ".join(dict.fromkeys(unknown)))
+
+
+def _step(name: str, method: str, args: tuple[Any, ...], values: Any, whole: Any) -> Step | None:
+    """Say to which rows of a weight something was done; None if that were not rows, or numbers were drawn for some."""
+    n_rows, n_columns = (whole.shape[0], whole[:1].numel()) if whole.dim() else (1, 1)
+    start = values.storage_offset() // max(n_columns, 1)
+    stop = start + values.numel() // max(n_columns, 1)
+    if values.numel() != (stop - start) * n_columns or (method in _DRAWN and (start, stop) != (0, n_rows)):
+        return None
+    return Step(name, method, args, (n_rows, n_columns), whole.dtype, (start, stop))
 
 
 def draw(

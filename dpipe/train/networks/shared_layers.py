@@ -4,9 +4,9 @@ Torch's `parallelize_module` cuts the weights and has outputs put together. No p
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from dpipe.train.networks.chain import Layer, built, drawn, is_module, reset
@@ -21,8 +21,14 @@ _PROJECTION, _PROJECTION_LAYER = "in_proj_", "in_proj."
 
 def recorded_layer(layer: Layer) -> Recorded:
     """Record how a layer without weights makes them."""
+    import torch
+
     if is_module(layer.source):
-        return recorded(lambda: reset(layer, copy.deepcopy(layer.source)))
+
+        def made() -> Any:
+            return reset(layer, _copied(layer.source, lambda each: torch.empty(each.shape, dtype=each.dtype)))
+
+        return recorded(made)
     return recorded(layer.source)
 
 
@@ -30,14 +36,17 @@ def bare(layer: Layer) -> Any:
     """Give a copy of a layer on the meta device."""
     import torch
 
-    skeleton = layer.skeleton
-    held: dict[int, Any] = {}
-    for each in (*skeleton.parameters(), *skeleton.buffers()):
-        empty = torch.empty_like(each, device="meta")
-        learns = isinstance(each, torch.nn.Parameter)
-        held[id(each)] = torch.nn.Parameter(empty, requires_grad=each.requires_grad) if learns else empty
+    return _copied(layer.skeleton, partial(torch.empty_like, device="meta"))
+
+
+def _copied(module: Any, empty: Callable[[Any], Any]) -> Any:
+    """Copy a module, but for its weights."""
+    import torch
+
+    held: dict[int, Any] = {id(each): empty(each) for each in module.buffers()}
+    held |= {id(each): torch.nn.Parameter(empty(each), each.requires_grad) for each in module.parameters()}
     # what is copied looks first for what stands for an object
-    return copy.deepcopy(skeleton, held)
+    return copy.deepcopy(module, held)
 
 
 def cuts_of(module: Any, styles: Mapping[str, str]) -> dict[str, Cut]:
@@ -179,8 +188,8 @@ class SharedLayer(Layer):
         import torch
         from torch.distributed.tensor.parallel import parallelize_module
 
-        made = Recorded(bare(self), ()) if self.own is not None else recorded_layer(self)
-        module, cuts = made.module, cuts_of(made.module, self.styles)
+        module = bare(self)
+        cuts = cuts_of(module, self.styles)
         plan: dict[str, Any] = {}
         for path, style in self.styles.items():
             if style == HEADS:
@@ -194,7 +203,7 @@ class SharedLayer(Layer):
         torch.manual_seed(drawn(seed, self.index))
         with torch.no_grad():
             if self.own is None:
-                draw(made.steps, held, cuts, self.shard, self.n_shards)
+                draw(recorded_layer(self).steps, held, cuts, self.shard, self.n_shards)
             else:
                 for name, value in held.items():
                     value.copy_(self.own[name])

@@ -203,7 +203,7 @@ def check_layers(
     """
     n_places = len(chain.cuts) + 1
     if n_stages > n_places:
-        shared = "" if n_places == len(chain.layers) else ", as some have weights in common"
+        shared = "" if n_places == len(chain.layers) else ", as some stay together"
         raise InputError(
             f"{counted(n_stages, 'stage')} need as many layers, but the module can be cut into {n_places}{shared}. "
             f"Give stages={n_places} or fewer, or a module of more layers."
