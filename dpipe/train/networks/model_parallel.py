@@ -200,10 +200,10 @@ class ModelParallel(NetworkEstimator):
         once = {"epochs": 1, "validation": None, "random_state": self.random_state + calls}
         network = ModelParallel(**{**self.get_params(deep=False), **once})
         prepared = prepare_stages(None, network, X, y, None, memory=None, client=None, workers=None)
-        weights = self.state_dict() if calls else None
+        weights = self.state_dict() if hasattr(self, "module_") else None
         learned, memory = prepared.more(weights, getattr(self, "optimizer_state_", b""))
         self.module_, self.split_, self.measured_ = learned.module_, learned.split_, learned.measured_
-        self.losses_ = [*(getattr(self, "losses_", []) if calls else []), *learned.losses_]
+        self.losses_ = [*getattr(self, "losses_", []), *learned.losses_]
         return network.recipe(X, y).loader.width, memory
 
     def plan_own_fit(self, X: Any, y: Any, sample_weight: Any, **place: Any) -> PreparedStages:

@@ -356,7 +356,8 @@ class PreparedStages(PreparedNetwork):
         with self._recipe(None, (), None) as (recipe, _):
             files = StageFiles(recipe.folder, recipe.identity)
             if weights is not None:
-                held = torch.load(io.BytesIO(memory), weights_only=True)
+                nothing: dict[str, Any] = {"optimizer": {}, "groups": None, "schedule": None}
+                held = torch.load(io.BytesIO(memory), weights_only=True) if memory else nothing
                 files.write({**held, "module": weights, "best": None}, begun, 0, 1, lambda: None)
             trained = self._trained(None, recipe)
             trained.weights = {name: value.clone() for name, value in trained.weights.items()}  # the files go

@@ -514,7 +514,7 @@ class _Stage:
         if best:
             own = self._state()
             self._best = {name: self._parts_of.taken(best[name], name, own[name]).clone() for name in own}
-        if self._optimizer is not None:
+        if self._optimizer is not None and found.first("groups") is not None:
             states, names = found.parts("optimizer"), self._learned_names()
             made = self._optimizer.state_dict()
             groups = [
@@ -527,5 +527,5 @@ class _Stage:
                 if name in states
             }
             self._optimizer.load_state_dict({"state": known, "param_groups": groups})
-        if self._schedule is not None:
+        if self._schedule is not None and found.first("schedule") is not None:
             self._schedule.load_state_dict(found.first("schedule"))

@@ -4,10 +4,13 @@ import functools
 import os
 import signal
 
+import dask.array as da
 import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import dpipe
 from dpipe.errors import InputError, MemoryLimitError
@@ -154,6 +157,27 @@ def test_a_process_that_dies_costs_the_batches_since_the_last_checkpoint(tmp_pat
     whole = dpipe.fit(estimator(deadly, optimizer=adam), X, Y)  # it has died before
     assert fitted.losses_ == whole.losses_
     assert largest_difference(fitted.state_dict(), whole.state_dict()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_partial_fit_goes_on_after_fit_in_processes_that_share_layers():
+    network = estimator(shuffle=None, optimizer=functools.partial(torch.optim.SGD, lr=0.01))
+    network.fit(X, Y).partial_fit(X, Y).partial_fit(X, Y)
+    net = nn.Sequential(*built(chain_of(LAYERS).layers, 0))
+    np.testing.assert_allclose(network.losses_, by_hand(network, net, 4), rtol=1e-5)
+    assert largest_difference(network.state_dict(), net.state_dict()) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_networks_with_shared_layers_end_pipelines_and_are_searched():
+    rates = [functools.partial(torch.optim.SGD, lr=lr) for lr in (1e-7, 0.01)]
+    model = make_pipeline(StandardScaler(), estimator(epochs=1))
+    lazy = da.from_array(X, chunks=(250, 16)), da.from_array(Y, chunks=250)
+    found = dpipe.search(model, {"modelparallel__optimizer": rates}, *lazy, method="grid", max_iter=2, cv=2)
+    assert found.best_params_["modelparallel__optimizer"] is rates[1]
+    assert found.best_estimator_.predict(X).shape == (500,)
 
 
 def test_a_plan_tells_which_layers_are_shared_and_why_others_are_not():
