@@ -66,7 +66,8 @@ def estimator(module=None, **given):
         "micro_batches": 4,
         "checkpoint_every": 3,
     }
-    return ModelParallel(LAYERS if module is None else module, nn.functional.mse_loss, SGD, **(how | given))
+    how |= {"module": LAYERS if module is None else module, "loss": nn.functional.mse_loss, "optimizer": SGD}
+    return ModelParallel(**(how | given))
 
 
 def by_hand(network, net, epochs):
