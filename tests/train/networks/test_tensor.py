@@ -161,6 +161,18 @@ def test_a_process_that_dies_costs_the_batches_since_the_last_checkpoint(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(400)
+def test_workers_of_a_cluster_share_layers():
+    network, where = estimator(), {"processes": True, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **where) as cluster, Client(cluster) as client:
+        fitted = dpipe.fit(network, X, Y, client=client)
+    net = nn.Sequential(*built(chain_of(LAYERS).layers, 0))
+    np.testing.assert_allclose(fitted.losses_, by_hand(network, net, 2), rtol=1e-5)
+    assert largest_difference(fitted.state_dict(), net.state_dict()) < 1e-6
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_partial_fit_goes_on_after_fit_in_processes_that_share_layers():
     network = estimator(shuffle=None, optimizer=functools.partial(torch.optim.SGD, lr=0.01))
