@@ -3,15 +3,19 @@
 Two stages of equal, compute-bound layers are trained with 4, 8 and 16 micro-batches of as many rows each. "Waited" is
 the share of the time in which a process does not compute, the median of some runs in turns; the formula is
 (p - 1) / (m + p - 1). Then a network whose weights, gradients and optimizer state are more than a worker may take is
-trained by two workers of a cluster: the plan's peak memory of each process beside what it was. A busy machine makes
-the first table meaningless.
+trained by two workers of a cluster, as two stages and as one whose layers they share: the plan's peak memory of each
+process beside what it was. A busy machine makes the first table meaningless.
+
+With `--scheduler` the workers are those of a cluster that is there, and may be under any limit: that of a container, or
+of `systemd-run`. So it can be seen that they keep to it.
 """
 
 import functools
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -25,6 +29,8 @@ from dpipe.sizes import format_bytes, parse_bytes
 
 ROWS_A_MICRO_BATCH = 128
 MICRO_BATCHES = (4, 8, 16)
+#: How two workers train what is too large for one.
+SHARES: dict[str, dict[str, Any]] = {"stage": {"stages": 2}, "half of each layer": {"stages": 1, "tensor": 2}}
 
 
 def equal_layers(width: int, n: int) -> list[Any]:
@@ -94,7 +100,20 @@ def bubbles(layers: list[Any], width: int, steps: int, repeat: int, **how: Any) 
     return lines
 
 
-def memory(width: int, n_layers: int, steps: int, cap: int) -> list[str]:
+@contextmanager
+def workers_of(scheduler: str | None) -> Iterator[Client]:
+    """Give a client of two workers: of a cluster that is there, or of one that is started here."""
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            client.wait_for_workers(2, timeout=60)
+            yield client
+        return
+    small = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
+    with LocalCluster(n_workers=2, processes=True, **small) as cluster, Client(cluster) as client:
+        yield client
+
+
+def memory(width: int, n_layers: int, steps: int, cap: int, scheduler: str | None = None) -> list[str]:
     """Train by two workers what is too large for one; give the lines of a table.
 
     Parameters
@@ -102,23 +121,29 @@ def memory(width: int, n_layers: int, steps: int, cap: int) -> list[str]:
     width, n_layers, steps : int
     cap : int
         What a worker may take, in bytes.
+    scheduler : str, optional
+        The address of a cluster of two workers, on this machine.
     """
     X = rows_of(steps * 64, width)
-    small = {"dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
-    with LocalCluster(n_workers=2, processes=True, **small) as cluster, Client(cluster) as client:
-        given = {"memory": 2 * cap, "client": client}  # of both workers, which share this machine
+    lines = ["| processes | planned peak | measured | measured / planned |", "|---|---|---|---|"]
+    with workers_of(scheduler) as client:
+        given: dict[str, Any] = {
+            "memory": 2 * cap,
+            "client": client,
+        }  # of both workers, which share this machine
         try:
             dpipe.plan(network_of(equal_layers(width, n_layers), 64, stages=1), X, X, **given)
             refused = "fits"
         except MemoryLimitError:
             refused = "refused by the plan"
-        fitted = network_of(equal_layers(width, n_layers), 64, stages=2).fit(X, X, **given)
-    lines = ["| processes | planned peak | measured | measured / planned |", "|---|---|---|---|"]
-    lines.append(f"| 1, of {format_bytes(cap)} | {refused} | | |")
-    found = fitted.measured_
-    for i, (own, planned) in enumerate(zip(found["peak_nbytes"], found["planned_nbytes"], strict=True)):
-        figures = f"{format_bytes(planned)} | {format_bytes(own)} | {own / planned:.2f}"
-        lines.append(f"| 2, stage {i} | {figures} |")
+        lines.append(f"| 1, of {format_bytes(cap)} | {refused} | | |")
+        for name, how in SHARES.items():
+            found = network_of(equal_layers(width, n_layers), 64, **how).fit(X, X, **given).measured_
+            for i, (own, planned) in enumerate(
+                zip(found["peak_nbytes"], found["planned_nbytes"], strict=True)
+            ):
+                figures = f"{format_bytes(planned)} | {format_bytes(own)} | {own / planned:.2f}"
+                lines.append(f"| 2, {name} {i} | {figures} |")
     return lines
 
 
@@ -127,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m benchmarks.pipelining", description=__doc__)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--inner", type=int, default=8192)
-    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=24, help="0 leaves that table out")
     parser.add_argument(
         "--order", default="interleaved", help="1f1b and gpipe have nothing to do while values travel"
     )
@@ -135,13 +160,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory-width", type=int, default=2048)
     parser.add_argument("--memory-layers", type=int, default=20, help="0 leaves that table out")
+    parser.add_argument("--scheduler", help="of a cluster of two workers (one is started)")
     parser.add_argument("--cap", default="1.75 GiB", help="what a worker may take")
     given = parser.parse_args(arguments)
     print(f"\n{os.cpu_count()} cores, torch {version('torch')}, median of {given.repeat}.\n")
     if given.memory_layers:
-        for line in memory(given.memory_width, given.memory_layers, given.steps, parse_bytes(given.cap)):
+        sizes = given.memory_width, given.memory_layers, given.steps, parse_bytes(given.cap)
+        for line in memory(*sizes, given.scheduler):
             print(line)
         print()
+    if not given.blocks:
+        return 0
     layers = blocks(given.width, given.inner, given.blocks)
     for line in bubbles(layers, given.width, given.steps, given.repeat, order=given.order, virtual=1):
         print(line)

@@ -164,16 +164,20 @@ def _checked(layer: Layer, module: Any) -> Any:
 
 
 def _filled(layer: Layer, module: Any) -> Any:
-    """Give weights to what is on the meta device.
+    """Give weights to what is on the meta device."""
+    if not any(each.is_meta for each in (*module.parameters(), *module.buffers())):
+        return module
+    return reset(layer, module.to_empty(device="cpu"))
+
+
+def reset(layer: Layer, module: Any) -> Any:
+    """Have all parts of a layer make their weights anew.
 
     Raises
     ------
     InputError
         If a part of it does not say how.
     """
-    if not any(each.is_meta for each in (*module.parameters(), *module.buffers())):
-        return module
-    module.to_empty(device="cpu")
     # inner parts first: what contains them may change what they have drawn
     for part in reversed(list(module.modules())):
         own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]

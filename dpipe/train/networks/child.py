@@ -250,9 +250,11 @@ def _is_of_others(err: Exception) -> bool:
     """Tell whether an error says that other ranks, or the network, are gone: another group may do better."""
     import torch.distributed as dist
 
-    return isinstance(err, dist.DistError | OSError) or any(
+    lost = isinstance(err, dist.DistError | OSError) or any(
         name in str(err) for name in ("gloo", "Gloo", "NCCL", "Connection", "Timed out")
     )
+    # what fails within a layer that others share is told as a failure of the stage
+    return lost or (isinstance(err.__cause__, Exception) and _is_of_others(err.__cause__))
 
 
 def _complaint(err: Exception) -> str:

@@ -137,7 +137,7 @@ class DataParallel(NetworkEstimator):
 
     def learn_once(self, X: Any, y: Any, calls: int) -> tuple[int, bytes]:
         """Learn some rows in this process; see `partial_fit`."""
-        started = self if not calls else self._going_on()
+        started = self._going_on() if hasattr(self, "module_") else self
         recipe = replace(started.recipe(X, y, random_state=self.random_state + calls), epochs=1)
         trained = train(recipe, Ranks(wanted=self.device), memory=getattr(self, "optimizer_state_", b""))
         learned = learned_network(started, trained)

@@ -23,6 +23,8 @@ from dpipe.train.networks.frozen import frozen, thawed
 
 #: Attributes that hold a torch.nn.Module.
 _MODULES = ("module", "module_")
+#: Attributes that come of calls of `partial_fit` only.
+_OF_CALLS = ("n_calls_", "optimizer_state_")
 
 
 def _is_classifier(estimator: Any) -> bool:
@@ -106,10 +108,11 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """Learn some rows in memory once, batch after batch in random order; go on from the last call.
+        """Learn some rows in memory once, batch after batch in random order; go on from the last call, or from `fit`.
 
         `DataParallel` does so in this process, `ModelParallel` in processes of this machine: they begin anew in each
-        call, which takes some seconds, so give many rows at a time.
+        call, which takes some seconds, so give many rows at a time. An optimizer goes on with what it remembers of the
+        last call; of `fit` it remembers nothing.
 
         Parameters
         ----------
@@ -169,6 +172,8 @@ class NetworkEstimator(BaseEstimator):  # type: ignore[misc]
 
     def take(self, fitted: "NetworkEstimator") -> None:
         """Take over what another one has learned."""
+        for name in _OF_CALLS:
+            self.__dict__.pop(name, None)
         for name, value in vars(fitted).items():
             if name.endswith("_"):
                 setattr(self, name, value)

@@ -42,11 +42,15 @@ class ModelParallel(NetworkEstimator):
     classes : sequence of int, optional
         The labels, in the order of the module's outputs, as for `dpipe.DataParallel`.
     stages : int, optional
-        Processes that hold the network together. Default: as many as there are `workers`; without them as many as the
-        cluster has, and two without a cluster; but no more than layers.
+        Parts that the network is cut into. Default: as many as there are `workers`; without them as many as the cluster
+        has, and two without a cluster; each for `tensor` of them, and no more than layers.
     workers : int, optional
-        Processes in all, a multiple of `stages`: that many copies of the network learn side by side, each its shares of
-        a batch, and add up their gradients. Default: one copy.
+        Processes in all, a multiple of `stages` times `tensor`: as many copies of the network learn side by side, each
+        its shares of a batch, and add up their gradients. Default: one copy.
+    tensor : int, default 1
+        Processes that share each stage (tensor parallelism): each has a part of every Linear, Embedding and
+        TransformerEncoderLayer whose sizes are multiples of it, and all other layers whole; `plan` says which. They
+        send each other what their parts give, in each layer: that pays where layers are large.
     micro_batches : int, optional
         Into how many parts a copy cuts its rows of a batch. Default: four for each stage, and more where memory asks
         for it.
@@ -80,7 +84,8 @@ class ModelParallel(NetworkEstimator):
     Attributes
     ----------
     module_ : torch.nn.Module
-        What has been learned. With a workdir its weights are mapped from the files there, and read where they are used.
+        What has been learned. With a workdir its weights are mapped from the files there, and read where they are used;
+        those that processes have shared are put together.
     losses_ : list of float
         The mean loss of each batch.
     validation_losses_ : list of float
@@ -96,7 +101,8 @@ class ModelParallel(NetworkEstimator):
     -----
     Stages wait for each other for (p - 1) / (v m + p - 1) of the time, with p stages that are equally quick, m
     micro-batches and v groups of layers of each process: 1 but in the interleaved order (Huang et al., GPipe, 2019;
-    Narayanan et al., PipeDream, 2019, and Megatron-LM, 2021).
+    Narayanan et al., PipeDream, 2019, and Megatron-LM, 2021). How layers are shared is that of Shoeybi et al.,
+    Megatron-LM, 2019.
 
     Examples
     --------
@@ -118,6 +124,7 @@ class ModelParallel(NetworkEstimator):
         classes: Any = None,
         stages: int | None = None,
         workers: int | None = None,
+        tensor: int = 1,
         micro_batches: int | None = None,
         order: str = "1f1b",
         virtual: int = 2,
@@ -142,6 +149,7 @@ class ModelParallel(NetworkEstimator):
         self.classes = classes
         self.stages = stages
         self.workers = workers
+        self.tensor = tensor
         self.micro_batches = micro_batches
         self.order = order
         self.virtual = virtual
@@ -192,10 +200,10 @@ class ModelParallel(NetworkEstimator):
         once = {"epochs": 1, "validation": None, "random_state": self.random_state + calls}
         network = ModelParallel(**{**self.get_params(deep=False), **once})
         prepared = prepare_stages(None, network, X, y, None, memory=None, client=None, workers=None)
-        weights = self.state_dict() if calls else None
+        weights = self.state_dict() if hasattr(self, "module_") else None
         learned, memory = prepared.more(weights, getattr(self, "optimizer_state_", b""))
         self.module_, self.split_, self.measured_ = learned.module_, learned.split_, learned.measured_
-        self.losses_ = [*(getattr(self, "losses_", []) if calls else []), *learned.losses_]
+        self.losses_ = [*getattr(self, "losses_", []), *learned.losses_]
         return network.recipe(X, y).loader.width, memory
 
     def plan_own_fit(self, X: Any, y: Any, sample_weight: Any, **place: Any) -> PreparedStages:
@@ -221,7 +229,7 @@ class ModelParallel(NetworkEstimator):
         for name in ("stages", "workers", "micro_batches"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        for name in ("virtual", "epochs", "patience", "checkpoint_every"):
+        for name in ("tensor", "virtual", "epochs", "patience", "checkpoint_every"):
             check_count(name, getattr(self, name))
         # the first stage reads for all of them
         loader, held = self.loaders(X, y, self.random_state, transform=transform, rank=0, n_ranks=1)

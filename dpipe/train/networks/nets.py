@@ -5,6 +5,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from dpipe.train.networks.pieces import local
 from dpipe.train.networks.ranks import Ranks
 from dpipe.train.networks.shards import gathered
 
@@ -64,7 +65,7 @@ class Net:
         """Look at the gradients; all processes see the same."""
         import torch
 
-        grads = [_local(each.grad) for each in self.module.parameters() if each.grad is not None]
+        grads = [local(each.grad) for each in self.module.parameters() if each.grad is not None]
         bad = not torch.isfinite(torch.stack([grad.sum() for grad in grads])).all()
         return not (self._ranks.largest(float(bad)) if self._sharded else bad)
 
@@ -77,7 +78,3 @@ class Net:
         """Give weights as plain tensors in main memory; all processes must ask, and the first has what is sharded."""
         found = ((name, gathered(value)) for name, value in weights.items())
         return {name: value for name, value in found if not self._sharded or self._ranks.rank == 0}
-
-
-def _local(values: Any) -> Any:
-    return values.to_local() if hasattr(values, "to_local") else values

@@ -22,6 +22,7 @@ from dpipe.sizes import counted, format_bytes
 from dpipe.train.loading.loader import Loader
 from dpipe.train.networks.chain import Chain, chain_of, is_module, whole
 from dpipe.train.networks.costs import check_loss
+from dpipe.train.networks.pieces import gathered_parts, put_together
 from dpipe.train.networks.planned import largest_block, network_pass, reading_nbytes, with_network
 from dpipe.train.networks.prepared import (
     PreparedNetwork,
@@ -33,41 +34,59 @@ from dpipe.train.networks.prepared import (
     y_kind,
 )
 from dpipe.train.networks.profile import LayerProfile, Values, profile, weigh
+from dpipe.train.networks.shared_layers import SharedLayer
 from dpipe.train.networks.split import Load, SplitPlan, check_layers, plan_split, state_ratio
 from dpipe.train.networks.stage_files import StageFiles
 from dpipe.train.networks.stages import Part, StageRecipe
 from dpipe.train.networks.team import run_here, run_on
+from dpipe.train.networks.tensor import Shared, share
 from dpipe.train.networks.training import Trained
 from dpipe.train.prepare import Prepared
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Processes that train together: some copies of the network, each split into stages."""
+    """Processes that train together: some copies of the network, each split into stages, which some of them share."""
 
     n_stages: int
     n_copies: int = 1
+    n_shards: int = 1
+    """Processes of a stage."""
 
     @property
     def n_processes(self) -> int:
         """How many processes there are."""
-        return self.n_stages * self.n_copies
+        return self.n_stages * self.n_copies * self.n_shards
 
     def of(self, n_ranks: int) -> "Grid":
-        """Give what is left of it with so many processes: whole copies, or one of fewer stages.
+        """Give what is left of it with so many processes: whole copies, or one of fewer stages, or of fewer shards.
 
         Examples
         --------
-        >>> Grid(2, 2).of(3), Grid(2, 2).of(1)
-        (Grid(n_stages=2, n_copies=1), Grid(n_stages=1, n_copies=1))
+        >>> Grid(2, 2).of(3)
+        Grid(n_stages=2, n_copies=1, n_shards=1)
+        >>> Grid(2, 1, 2).of(3), Grid(1, 1, 2).of(1)
+        (Grid(n_stages=1, n_copies=1, n_shards=2), Grid(n_stages=1, n_copies=1, n_shards=1))
         """
-        n_stages = min(self.n_stages, n_ranks)
-        return Grid(n_stages, min(n_ranks // n_stages, self.n_copies))
+        n_shards = max(n for n in range(1, self.n_shards + 1) if self.n_shards % n == 0 and n <= n_ranks)
+        n_stages = min(self.n_stages, n_ranks // n_shards)
+        return Grid(n_stages, min(n_ranks // (n_stages * n_shards), self.n_copies), n_shards)
+
+    def place(self, rank: int) -> tuple[int, int, int]:
+        """Give the copy, the stage and the shard of a process.
+
+        Examples
+        --------
+        >>> Grid(2, 2, 2).place(5)
+        (1, 0, 1)
+        """
+        rest, shard = divmod(rank, self.n_shards)
+        return *divmod(rest, self.n_stages), shard
 
 
 @dataclass(frozen=True)
 class Splitter:
-    """Cuts one module for one batch size, into as many stages as are asked for."""
+    """Cuts one module for one batch size, into as many stages as are asked for, and shares its layers."""
 
     network: Any
     width: int
@@ -80,6 +99,23 @@ class Splitter:
         """The layers of the module."""
         return chain_of(self.network.module)
 
+    def shared(self, n_shards: int) -> Shared:
+        """Give the layers as one of some processes has them that share them.
+
+        Raises
+        ------
+        InputError
+            If there is none that they could share.
+        """
+        if n_shards not in self._shared:
+            alone = Shared(self.chain, {}, ())
+            self._shared[n_shards] = alone if n_shards == 1 else share(self.chain, n_shards)
+        return self._shared[n_shards]
+
+    @cached_property
+    def _shared(self) -> dict[int, Shared]:
+        return {}
+
     @cached_property
     def _ratio(self) -> float:
         return state_ratio(self.network.optimizer)
@@ -91,7 +127,8 @@ class Splitter:
             return int(self.network.stages)
         wanted = self.place.workers if is_far(self.place.client) else 2
         wanted = wanted if self.network.workers is None else int(self.network.workers)
-        return min(wanted, (len(self.chain.cuts) + 1) // self.virtual)
+        tensor = int(self.network.tensor)
+        return max(min(wanted // tensor, (len(self.shared(tensor).chain.cuts) + 1) // self.virtual), 1)
 
     @property
     def virtual(self) -> int:
@@ -107,23 +144,33 @@ class Splitter:
         InputError
             If there cannot be so many.
         """
-        n, workers, shares = self.n_stages, self.network.workers or self.n_stages, self.network.shares
+        network, stages, tensor = self.network, self.n_stages, int(self.network.tensor)
+        n = stages * tensor
+        workers, shares, there = network.workers or n, network.shares, self.place.workers
+        shared = "" if tensor == 1 else f" that {tensor} processes share"
         if workers % n:
             raise InputError(
-                f"workers={workers} cannot hold copies of {counted(n, 'stage')} each. Give a multiple of {n}."
+                f"workers={workers} cannot hold copies of {counted(stages, 'stage')}{shared} each. Give a multiple of "
+                f"{n}."
             )
-        if is_far(self.place.client) and workers > self.place.workers:
-            named = counted(n, "stage") if workers == n else f"workers={workers}"
+        if is_far(self.place.client) and workers > there:
+            named = counted(stages, "stage") if workers == stages else f"workers={workers}"
+            named = f"{counted(stages, 'stage')}{shared}" if workers == n and tensor > 1 else named
+            fewer = (
+                f"stages={min(stages, there // tensor)} or fewer"
+                if tensor <= there
+                else f"tensor={there} or less"
+            )
             raise InputError(
-                f"{named} need as many workers, and the cluster has {self.place.workers}. Start more, or "
-                f"give stages={min(n, self.place.workers)} or fewer{'' if workers == n else ', or fewer workers'}."
+                f"{named} need as many workers, and the cluster has {there}. Start more, or "
+                f"give {fewer}{'' if workers == n else ', or fewer workers'}."
             )
         if workers // n > shares:
             raise InputError(
                 f"{workers // n} copies cannot read shares={shares}: each needs one. Give shares={workers // n} or "
                 "more, or fewer workers."
             )
-        return Grid(n, workers // n)
+        return Grid(stages, workers // n, tensor)
 
     def memory(self, n_processes: int) -> int | None:
         """Give the bytes that one process may take."""
@@ -134,13 +181,19 @@ class Splitter:
         return (self.place.memory - self.place.reserved) // n_processes
 
     @cached_property
-    def _profiles(self) -> list[LayerProfile]:
-        grid = self.grid
-        n_parts = grid.n_stages * self.virtual
-        memory = self.memory(grid.n_processes)
-        check_layers(self.chain, weigh(self.chain), n_parts, self._ratio, memory)
-        parts = self.network.micro_batches or 4 * grid.n_stages
-        return profile(self.chain, self.width, max(-(-self._rows(grid.n_copies) // parts), 1))
+    def _tried(self) -> dict[int, list[LayerProfile]]:
+        return {}
+
+    def _profiles(self, n_shards: int) -> list[LayerProfile]:
+        if n_shards not in self._tried:
+            grid, chain = self.grid, self.shared(n_shards).chain
+            n_parts = grid.n_stages * self.virtual
+            memory = self.memory(grid.n_processes)
+            check_layers(chain, weigh(chain), n_parts, self._ratio, memory)
+            parts = self.network.micro_batches or 4 * grid.n_stages
+            rows = max(-(-self._rows(grid.n_copies) // parts), 1)
+            self._tried[n_shards] = profile(chain, self.width, rows)
+        return self._tried[n_shards]
 
     def _rows(self, n_copies: int) -> int:
         """Count the rows of a batch that one copy learns, at most."""
@@ -150,7 +203,7 @@ class Splitter:
     @cached_property
     def output(self) -> Values:
         """What the last layer gives for a row."""
-        return self._profiles[-1].output
+        return self._profiles(self.grid.n_shards)[-1].output
 
     def split(self, grid: Grid | None = None) -> SplitPlan:
         """Cut the module, for the processes that are left.
@@ -179,8 +232,10 @@ class Splitter:
                 (self.split().micro_batches if parts is None else parts) * wanted.n_copies // grid.n_copies
             )
         memory = self.memory(wanted.n_processes)
-        plan = plan_split(self.chain, self._profiles, load, grid.n_stages, memory=memory, micro_batches=parts)
-        return replace(plan, n_copies=grid.n_copies)
+        shared, profiles = self.shared(grid.n_shards), self._profiles(grid.n_shards)
+        plan = plan_split(shared.chain, profiles, load, grid.n_stages, memory=memory, micro_batches=parts)
+        notes = (*shared.notes, *plan.notes)
+        return replace(plan, n_copies=grid.n_copies, n_shards=grid.n_shards, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -205,20 +260,32 @@ class Staged:
         assert self.splitter is not None
         grid = self.splitter.grid.of(n_ranks)
         network, plan = self.network, self.splitter.split(grid)
-        copy, stage = divmod(rank, grid.n_stages)
-        layers = self.splitter.chain.layers
+        copy, stage, shard = grid.place(rank)
+        layers, styles = self.splitter.chain.layers, self.splitter.shared(grid.n_shards).styles
         own = [
-            Part(layers[part.start : part.stop], part.input, part.output) for part in plan.stages[stage].parts
+            Part(
+                tuple(
+                    SharedLayer.of(layers[i], styles[i], shard, grid.n_shards) if i in styles else layers[i]
+                    for i in range(part.start, part.stop)
+                ),
+                part.input,
+                part.output,
+            )
+            for part in plan.stages[stage].parts
         ]
-        reads = (
-            (lambda loader: loader and loader.of_rank(copy, grid.n_copies)) if stage == 0 else lambda _: None
-        )
+
+        def reads(loader: Loader | None) -> Loader | None:
+            """Have one process of the first stage read."""
+            return None if loader is None or stage or shard else loader.of_rank(copy, grid.n_copies)
+
         return StageRecipe(
             tuple(own),
             stage,
             grid.n_stages,
             copy,
             grid.n_copies,
+            shard,
+            grid.n_shards,
             network.loss,
             network.optimizer,
             network.epochs,
@@ -289,7 +356,8 @@ class PreparedStages(PreparedNetwork):
         with self._recipe(None, (), None) as (recipe, _):
             files = StageFiles(recipe.folder, recipe.identity)
             if weights is not None:
-                held = torch.load(io.BytesIO(memory), weights_only=True)
+                nothing: dict[str, Any] = {"optimizer": {}, "groups": None, "schedule": None}
+                held = torch.load(io.BytesIO(memory), weights_only=True) if memory else nothing
                 files.write({**held, "module": weights, "best": None}, begun, 0, 1, lambda: None)
             trained = self._trained(None, recipe)
             trained.weights = {name: value.clone() for name, value in trained.weights.items()}  # the files go
@@ -314,6 +382,7 @@ class PreparedStages(PreparedNetwork):
             "random_state",
             "micro_batches",
             "workers",
+            "tensor",
         ]
         told = {name: getattr(network, name) for name in names}
         beside = str(network.weights), str(network.validation is None)
@@ -328,7 +397,8 @@ class PreparedStages(PreparedNetwork):
         else:
             found = run_here(recipe, n, network.timeout_s, network.device)
         stages = [Trained.unpacked(each) for each in found]
-        weights = {name: value for each in stages for name, value in each.weights.items()}
+        held = gathered_parts(each.weights for each in stages)
+        weights = {name: put_together(parts) for name, parts in held.items()}
         peak = max(each.peak_nbytes for each in stages)
         figures = {name: [each.figures[name] for each in stages] for name in stages[0].figures}
         figures["peak_nbytes"] = [each.peak_nbytes for each in stages]
@@ -363,10 +433,11 @@ class PreparedStages(PreparedNetwork):
 
 def _measured(plan: SplitPlan, figures: dict[str, Any]) -> dict[str, Any]:
     """Put what was measured beside what was planned."""
-    planned = [stage.peak_nbytes for stage in plan.stages] * plan.n_copies
+    planned = [stage.peak_nbytes for stage in plan.stages for _ in range(plan.n_shards)] * plan.n_copies
+    n = len(planned) // plan.n_copies
     # of each batch, and each process
     busy_s, span_s = np.array(figures["busy_s"]).T, np.array(figures["span_s"]).T
-    waited = 1 - busy_s.sum(axis=1) / span_s[:, :: plan.n_stages].repeat(plan.n_stages, axis=1).sum(axis=1)
+    waited = 1 - busy_s.sum(axis=1) / span_s[:, ::n].repeat(n, axis=1).sum(axis=1)
     later = (
         waited[1:] if len(waited) > 1 else waited
     )  # with the first batch begins what all others find ready
@@ -384,10 +455,11 @@ def compared(plan: SplitPlan, measured: dict[str, Any]) -> str:
     """Say how a training went beside what was expected of it."""
     pairs = zip(measured["peak_nbytes"], measured["planned_nbytes"], strict=True)
     copies = "" if plan.n_copies == 1 else f"{plan.n_copies} copies of "
+    shared = "" if plan.n_shards == 1 else f" of {plan.n_shards} processes each"
     peaks = ", ".join(f"{format_bytes(own)} ({format_bytes(planned)} planned)" for own, planned in pairs)
     return (
-        f"the network in {copies}{counted(plan.n_stages, 'stage')}: waited {measured['bubble']:.0%} of the time "
-        f"({plan.bubble:.0%} planned); peak memory {peaks}"
+        f"the network in {copies}{counted(plan.n_stages, 'stage')}{shared}: waited {measured['bubble']:.0%} of the "
+        f"time ({plan.bubble:.0%} planned); peak memory {peaks}"
     )
 
 
@@ -435,6 +507,7 @@ def prepare_stages(
         split = _check(network, splitter, source.y, staged.classes)
         lines = str(split).splitlines()
         rules = ["no process has all layers"] if split.n_stages > 1 else []
+        rules += ["no process has a whole layer of those that are shared"] if split.n_shards > 1 else []
     step = network_pass(network, before, lines, rules)
     if split is not None and largest_block(source) is not None:
         far = is_far(before.place.client)
@@ -442,7 +515,7 @@ def prepare_stages(
         taken = (
             WORKER_RESERVED_NBYTES + max(peaks)
             if far
-            else before.place.reserved + split.n_copies * sum(peaks)
+            else before.place.reserved + split.n_copies * split.n_shards * sum(peaks)
         )
         step = replace(step, projected_nbytes=taken)
     name = type(network if pipeline is None else pipeline).__name__

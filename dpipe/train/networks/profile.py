@@ -99,7 +99,8 @@ def profile(chain: Chain, width: int, rows: int) -> list[LayerProfile]:
         for layer in chain.layers:
             skeleton = layer.skeleton
             shapes = tuple((name, tuple(each.shape)) for name, each in skeleton.state_dict().items())
-            alike = repr(skeleton), shapes, given.shape, given.dtype, given.requires_grad
+            code = getattr(skeleton, "code", "")  # of what torch.fx has found, which may be a function alone
+            alike = repr(skeleton), code, shapes, given.shape, given.dtype, given.requires_grad
             if alike not in known:
                 known[alike] = _measured(layer, given, torch)
             made = LayerProfile(**{**vars(known[alike]), "name": _name(layer, skeleton)})

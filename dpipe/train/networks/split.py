@@ -133,16 +133,18 @@ class SplitPlan:
     notes: tuple[str, ...] = ()
     n_copies: int = 1
     """How many networks learn side by side, each split like this."""
+    n_shards: int = 1
+    """How many processes share a stage: each has a part of its layers."""
 
     @property
     def n_stages(self) -> int:
-        """How many processes hold a network together."""
+        """How many parts of the network follow each other."""
         return len(self.stages)
 
     @property
     def n_processes(self) -> int:
         """How many processes there are."""
-        return self.n_stages * self.n_copies
+        return self.n_stages * self.n_copies * self.n_shards
 
     @property
     def bubble(self) -> float:
@@ -175,8 +177,9 @@ class SplitPlan:
         """Draw the plan as a table."""
         limit = "" if self.memory_nbytes is None else f", of {format_bytes(self.memory_nbytes)} allowed"
         copies = "" if self.n_copies == 1 else f"{self.n_copies} copies of "
+        shared = "" if self.n_shards == 1 else f" of {self.n_shards} processes each"
         lines = [
-            f"{copies}{counted(self.n_stages, 'stage')}, {self.order}, {self.micro_batches} times "
+            f"{copies}{counted(self.n_stages, 'stage')}{shared}, {self.order}, {self.micro_batches} times "
             f"{counted(self.micro_rows, 'row')} a batch: bubble {self.bubble:.0%}, a batch in "
             f"{format_seconds(self.step_s)}{limit}"
         ]
@@ -200,7 +203,7 @@ def check_layers(
     """
     n_places = len(chain.cuts) + 1
     if n_stages > n_places:
-        shared = "" if n_places == len(chain.layers) else ", as some have weights in common"
+        shared = "" if n_places == len(chain.layers) else ", as some stay together"
         raise InputError(
             f"{counted(n_stages, 'stage')} need as many layers, but the module can be cut into {n_places}{shared}. "
             f"Give stages={n_places} or fewer, or a module of more layers."
@@ -213,7 +216,7 @@ def check_layers(
             raise MemoryLimitError(
                 f"Layer {layer.index} takes {format_bytes(least)} with its gradients, the optimizer's state and the "
                 f"process itself, and a process may take {format_bytes(memory)}. No cut helps: give more memory, an "
-                "optimizer that keeps less, or several layers in its place."
+                "optimizer that keeps less, tensor=2, so that processes share it, or several layers in its place."
             )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpipe.errors import LedgerError
+from dpipe.train.networks.pieces import gathered_parts, put_together
 
 #: The file that says which files are the last checkpoint.
 MANIFEST = "stages.json"
@@ -24,8 +25,15 @@ class Written:
     trees: tuple[dict[str, Any], ...]
 
     def tensors(self, part: str) -> dict[str, Any]:
-        """Give a part of all stages; the files are mapped, and read where they are looked at."""
-        return {name: value for tree in self.trees for name, value in (tree[part] or {}).items()}
+        """Give a part of all stages; the files are mapped, and read where they are looked at.
+
+        What processes have shared is put together.
+        """
+        return {name: put_together(held) for name, held in self.parts(part).items()}
+
+    def parts(self, part: str) -> dict[str, list[Any]]:
+        """Give what each process has written of it, by name."""
+        return gathered_parts(tree[part] or {} for tree in self.trees)
 
     def first(self, part: str) -> Any:
         """Give a part that is the same in all stages that have it; None if none has."""

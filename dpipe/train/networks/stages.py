@@ -17,7 +17,9 @@ import numpy as np
 
 from dpipe.blocks.batch_order import shares_of
 from dpipe.train.loading.loader import Loader
-from dpipe.train.networks.chain import Layer, built, drawn
+from dpipe.train.networks.chain import Layer, drawn
+from dpipe.train.networks.own_parts import OwnParts
+from dpipe.train.networks.pieces import local
 from dpipe.train.networks.profile import Values
 from dpipe.train.networks.ranks import Ranks, draw_from, own_peak_nbytes
 from dpipe.train.networks.stage_files import StageFiles
@@ -45,6 +47,9 @@ class StageRecipe:
     copy: int
     """Which network it is of, of those that learn side by side."""
     n_copies: int
+    shard: int
+    """Which part it has of the layers that processes of this stage share."""
+    n_shards: int
     loss: Callable[[Any, Any], Any]
     optimizer: Callable[[Any], Any]
     epochs: int
@@ -56,9 +61,9 @@ class StageRecipe:
     micro_rows: int
     seed: int
     loader: Loader | None = None
-    """Of the first stage of each copy only."""
+    """Of the first process of each copy only."""
     validation: Loader | None = None
-    """Of the first stage of each copy only."""
+    """Of the first process of each copy only."""
     watched: bool = False
     """Whether there are rows held out."""
     patience: int = 5
@@ -131,7 +136,9 @@ class _Stage:
         self._y: Any = None
         self._n_all = 0
         layers = [layer for part in recipe.parts for layer in part.layers]
-        made = built(layers, recipe.seed, self._device)
+        self._chain, self._alike, self._team = self._groups()
+        self._parts_of = OwnParts(recipe.shard, recipe.n_shards, self._team, self._device, layers)
+        made = self._parts_of.built(recipe.seed)
         # the parts are neighbours of one module here, so that the optimizer sees all of its weights
         self._net = torch.nn.Sequential(*made)
         self._parts = self._cut(made)
@@ -144,7 +151,7 @@ class _Stage:
         for layer, module in zip(layers, made, strict=True):
             module.register_forward_pre_hook(self._seeding(layer.index))
         self._learned = [each for each in self._net.parameters() if each.requires_grad]
-        self._optimizer = recipe.optimizer(self._learned) if self._learned else None
+        self._optimizer = self._parts_of.optimizer(recipe.optimizer, self._learned) if self._learned else None
         scheduled = recipe.schedule is not None and self._optimizer is not None
         self._schedule = (
             recipe.schedule(self._optimizer) if recipe.schedule is not None and scheduled else None
@@ -153,7 +160,6 @@ class _Stage:
         self._scores: list[float] = []
         self._best: dict[str, Any] | None = None
         self._recall()
-        self._chain, self._alike = self._groups()
         self._pipe = self._pipeline()
         self._y_shape, self._y_dtype, self._rows = self._told()
 
@@ -162,22 +168,33 @@ class _Stage:
         left = iter(made)
         return [self._torch.nn.Sequential(*islice(left, len(part.layers))) for part in self._recipe.parts]
 
-    def _groups(self) -> tuple[Any, Any]:
-        """Meet those of the same copy, and those that have the same layers."""
+    def _groups(self) -> tuple[Any, Any, Any]:
+        """Meet those with whom it passes values on, those that have the same weights, and those of the same stage."""
         recipe, found = self._recipe, []
-        if recipe.n_copies == 1:
-            return None, None
-        ranks = np.arange(recipe.n_copies * recipe.n_stages).reshape(recipe.n_copies, recipe.n_stages)
-        wait = timedelta(seconds=recipe.timeout_s)
-        for own, rows in ((recipe.copy, ranks), (recipe.stage, ranks.T)):  # all make all groups, in one order
-            made = [self._dist.new_group(row.tolist(), timeout=wait) for row in rows]
-            found.append(made[own])
-        return found[0], found[1]
+        counts = recipe.n_copies, recipe.n_stages, recipe.n_shards
+        ranks, wait = np.arange(np.prod(counts)).reshape(counts), timedelta(seconds=recipe.timeout_s)
+        if recipe.n_copies == recipe.n_shards == 1:
+            return None, None, None
+        for axis in (1, 0, 2):
+            rows = np.moveaxis(ranks, axis, -1).reshape(-1, counts[axis])
+            needed = axis == 1 or counts[axis] > 1
+            # all make all groups, in one order
+            made = [self._dist.new_group(row.tolist(), timeout=wait) for row in rows] if needed else []
+            own = [group for group, row in zip(made, rows, strict=bool(made)) if self._ranks.rank in row]
+            found.append(own[0] if own else None)
+        return found[0], found[1], found[2]
 
     def _load_weights(self) -> None:
         if self._recipe.weights is not None:
             given = self._torch.load(self._recipe.weights, mmap=True, weights_only=True)
-            self._net.load_state_dict({name: given[full] for name, full in self._names.items()})
+            self._take({name: [value] for name, value in given.items()})
+
+    def _take(self, parts: dict[str, list[Any]]) -> None:
+        """Have weights out of those that processes have written, by their names in the whole module."""
+        own = self._net.state_dict()
+        self._net.load_state_dict(
+            {name: self._parts_of.taken(parts[full], full, own[name]) for name, full in self._names.items()}
+        )
 
     def _seeding(self, index: int) -> Callable[[Any, Any], None]:
         """Have what a layer draws follow from its place and the micro-batch: not from the cut."""
@@ -261,10 +278,9 @@ class _Stage:
             self._write()
         weights = self._best or self._state()
         figures = {"busy_s": clock.busy_s, "span_s": clock.span_s, "base_nbytes": self._base_nbytes}
-        given = (
-            recipe.folder is None and not recipe.copy
-        )  # else they stand in files, or are those of the first copy
-        kept = {name: value.cpu() for name, value in weights.items()} if given else {}
+        # else they stand in files, or are those of the first copy
+        given = recipe.folder is None and not recipe.copy
+        kept = self._parts_of.own(weights) if given else {}
         peak = own_peak_nbytes()
         return Trained(kept, self._losses, self._scores, clock.n_rows, peak, figures=figures)
 
@@ -278,22 +294,38 @@ class _Stage:
             batches = iter([(None, None)] * (self._rows.n_batches - clock.step))
         for i, (X, y, *_) in enumerate(batches, start=clock.step):
             own, self._n_all = self._rows.of(i)
-            yield X, self._passed(y, own)
+            yield self._read(X, own), self._passed(y, own)
 
-    def _rank_of(self, stage: int) -> int:
-        """Give the rank of a stage of this copy."""
-        return self._recipe.copy * self._recipe.n_stages + stage % self._recipe.n_stages
+    def _rank_of(self, stage: int, shard: int | None = None) -> int:
+        """Give the rank of a stage of this copy: of those with the same part of its layers, or another one."""
+        recipe = self._recipe
+        before = recipe.copy * recipe.n_stages + stage % recipe.n_stages
+        return before * recipe.n_shards + (recipe.shard if shard is None else shard)
 
     def _passed(self, y: Any, n: int) -> Any:
         """Pass targets from the first stage to the last."""
-        if self._is_first and self._is_last:
-            return y.to(self._device)
-        if self._is_first:
+        if self._recipe.shard == 0 and self._is_first and not self._is_last:
             self._dist.send(y.to(self._device), self._rank_of(-1))
-        elif self._is_last:
-            y = self._torch.empty((n, *self._y_shape), dtype=self._y_dtype, device=self._device)
+        if not self._is_last:
+            return y
+        y = self._torch.empty((n, *self._y_shape), dtype=self._y_dtype) if y is None else y
+        y = y.to(self._device)
+        if self._recipe.shard == 0 and not self._is_first:
             self._dist.recv(y, self._rank_of(0))
-        return y
+        return self._same(y)
+
+    def _read(self, X: Any, n: int) -> Any:
+        """Give rows that were read to all processes of the first stage."""
+        if not self._is_first:
+            return X
+        X = self._recipe.parts[0].input.empty(n, "cpu") if X is None else X
+        return self._same(X.to(self._device))
+
+    def _same(self, values: Any) -> Any:
+        """Give all processes of this stage what the first of them has."""
+        if self._team is not None:
+            self._dist.broadcast(values, self._rank_of(self._recipe.stage, 0), group=self._team)
+        return values
 
     def _learn(self, X: Any, y: Any) -> None:
         torch, recipe, clock = self._torch, self._recipe, self._clock
@@ -313,12 +345,17 @@ class _Stage:
         self._pipe.step(*given, target=places, losses=losses, return_outputs=False)
         clock.span_s.append(time.perf_counter() - begun)
         self._add_up()
-        self._check_finite(sum(losses) if self._is_last else torch.zeros((), device=self._device))
+        self._check_finite(sum(losses) if self._tells else torch.zeros((), device=self._device))
         if self._optimizer is not None:
             self._optimizer.step()
         if self._schedule is not None:
             self._schedule.step()
         clock.n_rows += self._n_all
+
+    @property
+    def _tells(self) -> bool:
+        """Whether it tells the others the loss of its copy."""
+        return self._is_last and self._recipe.shard == 0
 
     def _clear(self) -> None:
         """Have gradients of nothing, in memory of their own that is kept: what comes and goes leaves gaps."""
@@ -340,7 +377,7 @@ class _Stage:
             if i not in self._used:
                 each.grad = None  # no optimizer should move what no layer uses
         if self._alike is not None:
-            grads = [each.grad for each in self._learned if each.grad is not None]
+            grads = [local(each.grad) for each in self._learned if each.grad is not None]
             waited = [self._dist.all_reduce(grad, group=self._alike, async_op=True) for grad in grads]
             for each in waited:
                 each.wait()
@@ -357,7 +394,7 @@ class _Stage:
     def _check_finite(self, loss: Any) -> None:
         """Tell all stages the loss, and stop all of them at the same batch."""
         torch = self._torch
-        grads = [each.grad.sum() for each in self._net.parameters() if each.grad is not None]
+        grads = [local(each.grad).sum() for each in self._net.parameters() if each.grad is not None]
         bad = bool(grads) and not bool(torch.isfinite(torch.stack(grads)).all())
         told = torch.stack(
             [loss.detach().double().reshape(()), torch.tensor(float(bad), device=self._device)]
@@ -385,8 +422,8 @@ class _Stage:
             for step, (X, y, *_) in enumerate(batches):
                 n, _ = rows.of(step)
                 y = self._passed(y, n)
-                output = self._forward(X, n)
-                if self._is_last:
+                output = self._forward(self._read(X, n), n)
+                if self._tells:
                     loss = recipe.loss(output, self._targets(output, y))
                     found += torch.tensor([float(loss) * n, n], device=self._device)
         dist.all_reduce(found)
@@ -414,8 +451,9 @@ class _Stage:
     def _same_buffers(self) -> None:
         """Have what layers count in training, such as the means of a BatchNorm, be that of the first copy."""
         if self._alike is not None:
+            first = self._recipe.stage * self._recipe.n_shards + self._recipe.shard
             for each in self._net.buffers():
-                self._dist.broadcast(each, self._recipe.stage, group=self._alike)
+                self._dist.broadcast(local(each), first, group=self._alike)
 
     @property
     def _since_best(self) -> int:
@@ -440,24 +478,25 @@ class _Stage:
         if recipe.folder is None:
             return
         tree: dict[str, Any] = {
-            "module": self._state(),
-            "best": self._best,
+            "module": self._parts_of.own(self._state()),
+            "best": None if self._best is None else self._parts_of.own(self._best),
             "schedule": None,
             "optimizer": {},
         }
         if self._optimizer is not None:
             held = self._optimizer.state_dict()
             names = self._learned_names()
-            tree["optimizer"] = {names[i]: state for i, state in held["state"].items()}
+            states = {names[i]: state for i, state in held["state"].items()}
+            tree["optimizer"] = self._parts_of.own_states(states)
             tree["groups"] = [{**group, "params": []} for group in held["param_groups"]]
         if self._schedule is not None:
             tree["schedule"] = self._schedule.state_dict()
         clock = self._clock
         told = {"epoch": clock.epoch, "step": clock.step, "losses": self._losses, "scores": self._scores}
-        stage = None if recipe.copy else recipe.stage  # all copies have the same weights
-        StageFiles(recipe.folder, recipe.identity).write(
-            tree, told, stage, recipe.n_stages, self._dist.barrier
-        )
+        # all copies have the same weights
+        own = None if recipe.copy else recipe.stage * recipe.n_shards + recipe.shard
+        files = StageFiles(recipe.folder, recipe.identity)
+        files.write(tree, told, own, recipe.n_stages * recipe.n_shards, self._dist.barrier)
 
     def _recall(self) -> None:
         """Go on from the last checkpoint, whatever stages it was written by."""
@@ -470,24 +509,23 @@ class _Stage:
         told = found.told
         self._clock.epoch, self._clock.step = told["epoch"], told["step"]
         self._losses, self._scores = list(told["losses"]), list(told["scores"])
-        weights = found.tensors("module")
-        self._net.load_state_dict({name: weights[full] for name, full in self._names.items()})
-        best = found.tensors("best")
+        self._take(found.parts("module"))
+        best = found.parts("best")
         if best:
-            self._best = {name: best[name].clone() for name in self._names.values()}
-        if self._optimizer is not None:
-            states, names = found.tensors("optimizer"), self._learned_names()
+            own = self._state()
+            self._best = {name: self._parts_of.taken(best[name], name, own[name]).clone() for name in own}
+        if self._optimizer is not None and found.first("groups") is not None:
+            states, names = found.parts("optimizer"), self._learned_names()
             made = self._optimizer.state_dict()
             groups = [
                 {**kept, "params": own["params"]}
                 for kept, own in zip(found.first("groups"), made["param_groups"], strict=True)
             ]
-            known = {i: _cloned(states[name]) for i, name in enumerate(names) if name in states}
+            known = {
+                i: self._parts_of.remembered(states[name], name, weight)
+                for i, (name, weight) in enumerate(zip(names, self._learned, strict=True))
+                if name in states
+            }
             self._optimizer.load_state_dict({"state": known, "param_groups": groups})
-        if self._schedule is not None:
+        if self._schedule is not None and found.first("schedule") is not None:
             self._schedule.load_state_dict(found.first("schedule"))
-
-
-def _cloned(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy what is mapped from a file that the next checkpoint replaces."""
-    return {name: value.clone() if hasattr(value, "clone") else value for name, value in state.items()}

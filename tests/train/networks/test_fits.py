@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import dask.array as da
 import dask.dataframe as dd
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
@@ -214,6 +217,22 @@ def test_partial_fit_goes_on_as_more_epochs_would():
     np.testing.assert_allclose(network.losses_, whole.losses_, rtol=1e-5)
     with pytest.raises(InputError, match="but the network was given classes"):
         digits().partial_fit(DIGITS, LABELS, classes=[11])
+
+
+def test_partial_fit_goes_on_after_fit_as_the_networks_of_scikit_learn_do():
+    how = {"shuffle": None, "batch_size": len(DIGITS), "shares": 1}
+    network, mlp = digits(**how, epochs=2), MLPClassifier(max_iter=2, shuffle=False, batch_size=len(DIGITS))
+    network.optimizer = SGD  # which remembers nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for each in (network, mlp):
+            each.fit(DIGITS, LABELS).partial_fit(DIGITS, LABELS)
+    whole = digits(**how, epochs=3).set_params(optimizer=SGD).fit(DIGITS, LABELS)
+    np.testing.assert_allclose(network.losses_, whole.losses_, rtol=1e-5)
+    assert len(network.losses_) == len(mlp.loss_curve_) == 3
+    network.fit(DIGITS, LABELS)  # anew
+    np.testing.assert_allclose(network.losses_, whole.losses_[:2], rtol=1e-5)
+    assert not hasattr(network, "n_calls_")
 
 
 def test_a_search_compares_networks():
