@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import current_process
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -190,7 +191,7 @@ def _local(spec: Cluster) -> Iterator[Client]:
         ) from err
     with (
         dask.config.set({**calm(), "distributed.dashboard.link": dashboard_link()}),
-        LocalCluster(
+        _processes(
             processes=not spec.threads,
             n_workers=n_processes,
             threads_per_worker=spec.cores * (n if spec.threads else 1),
@@ -206,6 +207,24 @@ def _local(spec: Cluster) -> Iterator[Client]:
         if spec.n_workers[0] < n and not spec.threads:
             cluster.adapt(minimum=spec.n_workers[0], maximum=n)
         yield client
+
+
+def _processes(**given: Any) -> LocalCluster:
+    """Start the workers of this machine; a script that does so at its top level is told what to change."""
+    guard = (
+        "A script that starts a cluster does so below a line if __name__ == '__main__': as each worker begins by "
+        "importing the script."
+    )
+    if getattr(
+        current_process(), "_inheriting", False
+    ):  # such a worker, which would start workers of its own
+        raise ClusterError(guard)
+    try:
+        return LocalCluster(**given)
+    except RuntimeError as err:
+        raise ClusterError(
+            f"Workers cannot be started on this machine: {_first_cause(err)}. {guard}"
+        ) from err
 
 
 @contextlib.contextmanager

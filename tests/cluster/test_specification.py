@@ -1,6 +1,8 @@
 """Specifications of clusters: what they may hold, and what is said of what they may not."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -196,6 +198,17 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path, text, says):
         dpipe.Cluster("address", address="tls://127.0.0.1:9", **named),
     ):
         pytest.fail("it was started")
+
+
+@pytest.mark.cluster
+def test_a_script_that_its_workers_would_start_over_is_told_what_to_change(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import dpipe\nwith dpipe.Cluster('local', workers=1) as client:\n    pass\n")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert "ClusterError: Workers cannot be started" in last
+    assert "if __name__ == '__main__':" in last
 
 
 def test_more_memory_than_there_is_cannot_be_asked_for():
