@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, default=0.1, help="seconds that a block sleeps (%(default)s)")
     parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the table (%(default)s)")
     parser.add_argument(
-        "--times", type=int, default=2, help="fits of each kind, the best counts (%(default)s)"
+        "--times", type=int, default=3, help="fits of each kind, the best counts (%(default)s)"
     )
     parser.add_argument("--folder", type=Path, help="where the table is or goes (a temporary folder)")
     arguments = parser.parse_args(argv)

@@ -95,7 +95,8 @@ def check_cluster(spec: Specification, patience_s: float = PATIENCE_S) -> Checke
         If the kind is neither.
     """
     if spec.kind == "mpi":
-        return Checked(mpi_script(spec), tuple(_mpi()))
+        starter = next((name for name in ("mpirun", "mpiexec") if shutil.which(name)), None)
+        return Checked(mpi_script(spec, starter=starter or "mpirun"), tuple(_mpi(starter)))
     if spec.kind not in QUEUES:
         raise InputError(
             f"Key 'kind' is {spec.kind!r}: a check looks at queues, {', '.join(QUEUES)}, and at mpi. Others show what "
@@ -113,14 +114,13 @@ def check_cluster(spec: Specification, patience_s: float = PATIENCE_S) -> Checke
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mpi() -> list[Finding]:
-    """Look for what starts the ranks, and for the packages that each of them imports."""
-    starters = [name for name in ("mpirun", "mpiexec", "srun") if shutil.which(name)]
+def _mpi(starter: str | None) -> list[Finding]:
+    """Tell what starts the ranks, and look for the packages that each of them imports."""
     absent = [
         name for module, name in (("dask_mpi", "dask-mpi"), ("mpi4py", "mpi4py")) if find_spec(module) is None
     ]
     return [
-        Finding("commands", ", ".join(starters) or "no mpirun here; load the module of MPI", bool(starters)),
+        Finding("commands", starter or "no mpirun here; load the module of MPI", starter is not None),
         Finding(
             "packages",
             f"install {' '.join(absent)} in the Python of all nodes" if absent else "dask-mpi, mpi4py",

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,10 +16,11 @@ from typing import Any, ParamSpec, TypeVar
 import dask
 from distributed import Client, LocalCluster
 from distributed.comm import connect
+from distributed.core import send_recv
 from distributed.security import Security
 
 from dpipe.cluster.job_cluster import QueueLauncher, kept_cluster
-from dpipe.cluster.local import WORKER_RESERVED_NBYTES, calm, dashboard_link, scratch_folder
+from dpipe.cluster.local import WORKER_RESERVED_NBYTES, calm, dashboard_link, scratch_here
 from dpipe.cluster.node import enforced_nbytes
 from dpipe.cluster.other_kinds import cuda_client, kubernetes_client, mpi_client
 from dpipe.cluster.queues import one_line
@@ -182,7 +184,7 @@ def _local(spec: Cluster) -> Iterator[Client]:
             f"Key 'memory' asks for {n_processes} x {asked:,} bytes; this machine, or the job or container that this "
             f"is in, lets them have {room:,} together. Ask for less, or for fewer workers."
         )
-    scratch = os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder()
+    scratch = scratch_here(spec.scratch)
     try:
         os.makedirs(scratch, exist_ok=True)
     except OSError as err:
@@ -215,16 +217,14 @@ def _processes(**given: Any) -> LocalCluster:
         "A script that starts a cluster does so below a line if __name__ == '__main__': as each worker begins by "
         "importing the script."
     )
-    if getattr(
-        current_process(), "_inheriting", False
-    ):  # such a worker, which would start workers of its own
+    # such a worker would start workers of its own; this is where multiprocessing itself looks, too late for a message
+    if getattr(current_process(), "_inheriting", False):
         raise ClusterError(guard)
     try:
         return LocalCluster(**given)
     except RuntimeError as err:
-        raise ClusterError(
-            f"Workers cannot be started on this machine: {_first_cause(err)}. {guard}"
-        ) from err
+        why = _first_cause(err) or type(err).__name__
+        raise ClusterError(f"Workers cannot be started on this machine: {why}. {guard}") from err
 
 
 @contextlib.contextmanager
@@ -247,24 +247,38 @@ def _call(address: str, security: Security | None) -> None:
     """Greet a scheduler, as a client does: `Client` itself would wait for ever for an answer of something else."""
     given = {} if security is None else security.get_connection_args("client")
 
-    async def greet() -> None:
-        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_S, **given), 1.2 * CONNECT_S)
-        await comm.close()
+    async def greet() -> str:
+        comm = await connect(address, timeout=CONNECT_S, **given)
+        try:
+            found: dict[str, Any] = await send_recv(comm, op="identity", reply=True)
+        finally:
+            await comm.close()
+        return str(found.get("type"))
+
+    async def greet_in_time() -> str:
+        return await asyncio.wait_for(greet(), 1.2 * CONNECT_S)
 
     try:
         with ThreadPoolExecutor(1) as other:  # in a notebook, this thread has a loop that runs already
-            other.submit(asyncio.run, greet()).result()
+            kind = other.submit(asyncio.run, greet_in_time()).result()
     except (OSError, TimeoutError, ValueError, MemoryError) as err:
+        why = _first_cause(err) or "what listens there is no scheduler, perhaps its dashboard"
         raise ClusterError(
-            f"No scheduler answers at {address}; it was tried for {CONNECT_S} s: {_first_cause(err)}. Start one, or "
-            "correct the key 'address'."
+            f"No scheduler answers at {address}; it was tried for {CONNECT_S} s: {why}. Start one, or correct the key "
+            "'address'."
         ) from err
+    if kind != "Scheduler":
+        raise ClusterError(
+            f"What answers at {address} is a {kind}, not a scheduler. Give the scheduler's address with the key "
+            "'address'; each worker's log begins with it."
+        )
 
 
 def _own_certificates(spec: Cluster) -> Security:
     """Read the files that a running scheduler asks for; what is wrong with them is said before it is called."""
-    for name in ("ca", "certificate", "key"):
-        file = Path(str(getattr(spec, name)))
+    files = {name: os.path.expandvars(str(getattr(spec, name))) for name in ("ca", "certificate", "key")}
+    for name, path in files.items():
+        file = Path(path)
         try:
             file.read_bytes()
         except OSError as err:
@@ -274,32 +288,34 @@ def _own_certificates(spec: Cluster) -> Security:
             ) from err
     security = Security(
         require_encryption=True,
-        tls_ca_file=spec.ca,
-        tls_client_cert=spec.certificate,
-        tls_client_key=spec.key,
+        tls_ca_file=files["ca"],
+        tls_client_cert=files["certificate"],
+        tls_client_key=files["key"],
     )
     try:
         security.get_connection_args("client")
     except (OSError, ValueError) as err:
         raise InputError(
             f"Keys 'ca', 'certificate' and 'key' are {spec.ca!r}, {spec.certificate!r} and {spec.key!r}; these are no "
-            f"PEM files that belong together: {one_line(str(err))}."
+            f"PEM files that belong together: {one_line(str(err)).rstrip('.')}."
         ) from err
     return security
 
 
 def _first_cause(err: BaseException) -> str:
-    """Say what went wrong at first: that a time ran out only follows from it."""
+    """Say what went wrong at first, if anything says so: that a time ran out only follows from it."""
     said = ""
     cause: BaseException | None = err
     while cause is not None:
         said, cause = str(cause) or said, cause.__cause__
-    return one_line(said).rstrip(".") or "what listens there is no scheduler, perhaps its dashboard"
+    return one_line(said).rstrip(".")
 
 
 def _is_here(address: str) -> bool:
-    host = address.partition("://")[2]
-    return host.startswith(("127.", "localhost", "[::1]")) or address.startswith(("inproc://", "unix://"))
+    scheme, _, rest = address.partition("://")
+    host = rest.rpartition(":")[0]
+    loopback = host in ("localhost", "[::1]") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    return loopback or scheme == "inproc"
 
 
 @contextlib.contextmanager

@@ -169,6 +169,24 @@ def scratch_folder() -> str:
     return "/var/tmp" if _in_memory(folder) and os.access("/var/tmp", os.W_OK) else folder
 
 
+def scratch_here(named: str | None) -> str:
+    """Name the folder for scratch on this machine that a specification names, or `scratch_folder` if it names none.
+
+    Raises
+    ------
+    InputError
+        If a variable in it is not set.
+    """
+    if not named:
+        return scratch_folder()
+    folder = os.path.expandvars(named)
+    if "$" in folder:
+        raise InputError(
+            f"Key 'scratch' is {named}: a variable in it is not set on this machine. Set it, or name a folder."
+        )
+    return folder
+
+
 def _in_memory(folder: str) -> bool:
     kinds = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     here = Path(folder).resolve()

@@ -8,14 +8,14 @@ Dask-MPI, "Dask-MPI with Batch Jobs" and "API", https://mpi.dask.org: ``mpirun -
 
 import contextlib
 import importlib
-import os
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from distributed import Client
 
-from dpipe.cluster.local import scratch_folder
+from dpipe.cluster.local import scratch_here
 from dpipe.cluster.queues import one_line
 from dpipe.cluster.specification import Specification
 from dpipe.errors import ClusterError
@@ -34,15 +34,11 @@ def _package(kind: str, module: str) -> Any:
         ) from err
 
 
-def _scratch(spec: Specification) -> str:
-    return os.path.expandvars(spec.scratch) if spec.scratch else scratch_folder()
-
-
 def mpi_arguments(spec: Specification) -> dict[str, Any]:
     """Give the arguments of `dask_mpi.initialize`, which each rank of the program calls."""
     given: dict[str, Any] = {
         "nthreads": spec.cores,
-        "local_directory": _scratch(spec),
+        "local_directory": scratch_here(spec.scratch),
         "dashboard_address": "127.0.0.1:0",
         "worker_options": {"dashboard_address": "127.0.0.1:0"},
         "exit": True,
@@ -54,7 +50,7 @@ def mpi_arguments(spec: Specification) -> dict[str, Any]:
     return given
 
 
-def mpi_script(spec: Specification, n_workers: int = 2) -> str:
+def mpi_script(spec: Specification, n_workers: int = 2, starter: str = "mpirun") -> str:
     """Write the lines that start a run by MPI, for a job script or for a shell.
 
     Parameters
@@ -63,6 +59,8 @@ def mpi_script(spec: Specification, n_workers: int = 2) -> str:
         Of kind ``mpi``.
     n_workers : int
         How many ranks are to be workers; two more are the scheduler and the driver.
+    starter : str
+        The program that starts the ranks.
 
     Returns
     -------
@@ -70,10 +68,10 @@ def mpi_script(spec: Specification, n_workers: int = 2) -> str:
         With ``RECIPE`` to fill in.
     """
     memory = "" if spec.memory_nbytes is None else f" and {format_bytes(spec.memory_nbytes)}"
+    run = [sys.executable, "-m", "dpipe.cli", "run", "RECIPE", "--cluster", spec.source or "FILE"]
     return (
         "# rank 0 is the scheduler, rank 1 the driver; each further rank is a worker with "
-        f"{counted(spec.cores, 'thread')}{memory}\n"
-        f"mpirun -np {n_workers + 2} {sys.executable} -m dpipe.cli run RECIPE --cluster {spec.source or 'FILE'}\n"
+        f"{counted(spec.cores, 'thread')}{memory}\n{shlex.join([starter, '-np', str(n_workers + 2), *run])}\n"
     )
 
 
@@ -134,7 +132,7 @@ def cuda_client(spec: Specification) -> Iterator[Client]:
         module.LocalCUDACluster(
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            local_directory=_scratch(spec),
+            local_directory=scratch_here(spec.scratch),
             **given,
         ) as cluster,
         Client(cluster) as client,

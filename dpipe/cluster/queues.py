@@ -51,6 +51,8 @@ class Queue:
     """What it says, and fails, when it knows none of the jobs any more."""
     cancel: str = ""
     """Command that ends jobs."""
+    ended: tuple[str, ...] = ()
+    """What that command says, and fails, of a job that has ended already; beside `gone`."""
 
     async def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
         """Ask what became of jobs.
@@ -69,6 +71,18 @@ class Queue:
             )
         found = self.read(out)
         return {job: found.get(job, JobState(ENDED)) for job in jobs}
+
+    async def end(self, job: str) -> None:
+        """End a job; that it has ended already is no error.
+
+        Raises
+        ------
+        ClusterError
+            If the queue gives no answer, or refuses.
+        """
+        status, out, said = await called([self.cancel, job])
+        if status and not any(text in said + out for text in (*self.gone, *self.ended)):
+            raise ClusterError(f"{self.cancel} failed with status {status}: {one_line(said or out)}")
 
 
 async def called(command: Sequence[str], timeout_s: float = 60) -> tuple[int, str, str]:
@@ -194,13 +208,14 @@ SYSTEMS = {
     "pbs": Queue(
         "PBSJob", lambda jobs: ["qstat", *jobs], _pbs, ("Unknown Job", "has finished", "Unknown job"), "qdel"
     ),
-    "sge": Queue("SGEJob", lambda jobs: ["qstat"], _sge, ("does not exist",), "qdel"),
+    "sge": Queue("SGEJob", lambda jobs: ["qstat"], _sge, (), "qdel", ("does not exist",)),
     "lsf": Queue(
         "LSFJob",
         lambda jobs: ["bjobs", "-a", "-noheader", "-o", "jobid stat", *jobs],
         _lettered({"PEND": WAITING, "RUN": RUNNING, "PSUSP": REFUSED, "USUSP": WAITING, "SSUSP": WAITING}, 1),
-        ("is not found", "already finished"),
+        ("is not found",),
         "bkill",
+        ("already finished",),
     ),
     "htcondor": Queue(
         "HTCondorJob",
@@ -213,8 +228,9 @@ SYSTEMS = {
             "HoldReason",
         ],
         _htcondor,
-        ("Couldn't find",),
+        (),
         "condor_rm",
+        ("Couldn't find",),
     ),
     "oar": Queue(
         "OARJob", lambda jobs: ["oarstat", "-J", "-j", ",".join(jobs)], _oar, ("not found",), "oardel"

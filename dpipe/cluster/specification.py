@@ -219,10 +219,11 @@ def _word(value: Any) -> str:
 
 
 def _address(value: Any) -> str:
-    address = _word(value)
+    address = _text(value)
+    _word(address.replace("[", "").replace("]", ""))  # those of an IPv6 address
     scheme, separator, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
-    reached = scheme in _SCHEMES and host and port.isdigit() and 0 < int(port) < 65536
+    reached = scheme in _SCHEMES and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536
     if not separator or not (reached or (scheme == "inproc" and rest.count("/") == 2)):
         raise ValueError(
             f"it must be SCHEME://HOST:PORT with one of {', '.join(_SCHEMES)}, such as tls://10.0.0.5:8786"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpipe.cluster.jobs import command_job, last_lines, submitted
-from dpipe.cluster.queues import ENDED, SYSTEMS, Queue, called, one_line
+from dpipe.cluster.queues import ENDED, SYSTEMS, one_line
 from dpipe.cluster.specification import QUEUES, Specification
 from dpipe.errors import ClusterError, InputError
 
@@ -94,12 +94,14 @@ def read_submission(name: str) -> Submission:
         found = json.loads(path.read_text(encoding="utf-8"))
         found |= {key: tuple(found[key]) for key in ("command", "jobs")}
         made = Submission(**found)
-        _ = made.spec
+        if made.spec.kind not in QUEUES:
+            raise ValueError(f"its kind is {made.spec.kind!r}, which has no queue")
         return made
     except (OSError, ValueError, KeyError, TypeError) as err:
+        why = f"it lacks {err}" if isinstance(err, KeyError) else one_line(str(err)).rstrip(".")
         raise InputError(
-            f"The record of submission {name!r}, {path}, cannot be read: {one_line(str(err))} It may be of another "
-            f"version of dpipe. Remove the folder once no job of it is in the queue, and submit the run again."
+            f"The record of submission {name!r}, {path}, cannot be read: {why}. It may be of another version of dpipe. "
+            "Remove the folder once no job of it is in the queue, and submit the run again."
         ) from err
 
 
@@ -122,7 +124,7 @@ def report(name: str | None = None) -> str:
             lines.append(status(read_submission(each)))
         except InputError as err:
             lines.append(f"{each}: {err}")
-    return "\n".join(lines) or f"nothing was submitted: {home()} is empty"
+    return "\n".join(lines) or f"nothing was submitted: there are none in {home()}"
 
 
 def submit(recipe: str, command: Sequence[str], spec: Specification) -> Submission:
@@ -299,15 +301,12 @@ def cancel(submission: Submission) -> str:
     made = submission.changed(state=CANCELLED)
     if made.jobs:
         try:
-            asyncio.run(_end(SYSTEMS[made.spec.kind], made.jobs[-1]))
-        except ClusterError as err:
-            made.changed(state=submission.state)
-            raise ClusterError(f"{made.name} is not cancelled: {err}") from err
+            asyncio.run(SYSTEMS[made.spec.kind].end(made.jobs[-1]))
+        except BaseException as err:
+            again = read_submission(made.name)
+            if again.state == CANCELLED:  # what a driver has written meanwhile stays
+                again.changed(state=submission.state)
+            if isinstance(err, ClusterError):
+                raise ClusterError(f"{made.name} is not cancelled: {err}") from err
+            raise
     return f"{made.name} is cancelled{_goes_on(made)}"
-
-
-async def _end(queue: Queue, job: str) -> None:
-    """End a job; that it has ended already is no error."""
-    code, _, said = await called([queue.cancel, job])
-    if code and not any(text in said for text in queue.gone):
-        raise ClusterError(f"{queue.cancel} failed with status {code}: {one_line(said)}")

@@ -40,6 +40,11 @@ def test_what_is_started_is_as_it_was_compared_with_the_manual(monkeypatch):
     assert f"{mpi_script(spec, 6)}---- each rank: dask_mpi.initialize\n{arguments}\n" == GOLDEN.read_text()
 
 
+def test_a_path_with_a_space_is_one_word_of_the_shell():
+    spec = Specification("mpi", tls=False, source="/my files/mpi.yaml")
+    assert mpi_script(spec).endswith(" RECIPE --cluster '/my files/mpi.yaml'\n")
+
+
 @needs_mpi
 def test_dask_mpi_takes_what_it_is_given():
     from dask_mpi import initialize

@@ -129,6 +129,44 @@ def test_a_queue_that_is_not_here_is_told_of(tmp_path, monkeypatch):
         asyncio.run(SYSTEMS["pbs"].states(["1"]))
 
 
+def says(folder, monkeypatch, command, text):
+    """Have a command of a queue, in a folder that holds no other, say something and fail."""
+    path = folder / command
+    path.write_text(f"#!/bin/sh\necho '{text}' >&2\nexit 1\n")
+    path.chmod(0o700)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("slurm", "scancel: error: Invalid job id 7"),
+        ("pbs", "qdel: Job has finished 7"),
+        ("sge", "denied: job 7 does not exist"),
+        ("lsf", "Job <7>: Job has already finished"),
+        ("htcondor", "Could not find 7: Couldn t find all jobs in cluster 7"),
+        ("oar", "7 not found"),
+    ],
+)
+def test_a_job_that_has_ended_already_is_ended(tmp_path, monkeypatch, kind, text):
+    queue = SYSTEMS[kind]
+    says(tmp_path, monkeypatch, queue.cancel, text.replace("Couldn t", "Couldn'\\''t"))
+    assert asyncio.run(queue.end("7")) is None
+    says(tmp_path, monkeypatch, queue.cancel, "not permitted")
+    with pytest.raises(ClusterError, match=f"{queue.cancel} failed with status 1: not permitted"):
+        asyncio.run(queue.end("7"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("sge", "cell directory does not exist"), ("htcondor", "Could not find a schedd")]
+)
+def test_a_queue_that_fails_does_not_tell_that_jobs_have_ended(tmp_path, monkeypatch, kind, text):
+    command = SYSTEMS[kind].command(["7"])[0]
+    says(tmp_path, monkeypatch, command, text)
+    with pytest.raises(ClusterError, match=f"{command} failed with status 1: {text}"):
+        asyncio.run(SYSTEMS[kind].states(["7"]))
+
+
 @pytest.mark.parametrize("walltime", [60, 300, 1200, 3600, 86400])
 def test_workers_leave_before_their_wall_time(walltime):
     after, stagger = lifetime(walltime)

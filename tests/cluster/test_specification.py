@@ -90,6 +90,7 @@ def test_a_file_is_read_as_plain_values(tmp_path):
                 "tcp://:8786",
                 "tcp://a:99999",
                 "tcp://a:x",
+                "tcp://a:²",
                 "http://a:1",
                 "inproc://a",
             )
@@ -200,6 +201,37 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path, text, says):
         pytest.fail("it was started")
 
 
+@pytest.mark.parametrize("host", ["localhost.example.com", "127.example.com", "10.0.0.127"])
+def test_only_addresses_of_this_machine_need_no_encryption(host):
+    with (
+        pytest.raises(InputError, match="is not encrypted, and leaves this machine"),
+        dpipe.Cluster("address", address=f"tcp://{host}:8786"),
+    ):
+        pytest.fail("it was started")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_addresses_of_this_machine_are_called(host):
+    with (
+        pytest.raises(ClusterError, match="No scheduler answers at"),
+        dpipe.Cluster("address", address=f"tcp://{host}:1"),
+    ):
+        pytest.fail("it was started")
+
+
+@pytest.mark.cluster
+def test_the_address_of_a_worker_is_told_from_that_of_a_scheduler():
+    with dpipe.Cluster("local", workers=1, cores=1) as client:
+        (worker,) = client.run(lambda dask_worker: dask_worker.address)
+        with (
+            pytest.raises(ClusterError, match=f"What answers at {worker} is a Worker, not a scheduler"),
+            dpipe.Cluster("address", address=worker),
+        ):
+            pytest.fail("it was started")
+        with dpipe.Cluster("address", address=client.scheduler.address) as other:
+            assert other.scheduler_info()["id"] == client.scheduler_info()["id"]
+
+
 @pytest.mark.cluster
 def test_a_script_that_its_workers_would_start_over_is_told_what_to_change(tmp_path):
     script = tmp_path / "script.py"
@@ -229,6 +261,10 @@ def test_more_memory_than_there_is_cannot_be_asked_for():
         (
             dpipe.Cluster("local", scratch="/proc/none"),
             "Key 'scratch' is /proc/none: that folder cannot be made",
+        ),
+        (
+            dpipe.Cluster("local", scratch="$NOT_SET_HERE/spill"),
+            "Key 'scratch' is .NOT_SET_HERE/spill: a variable in it is not set",
         ),
     ],
 )

@@ -11,13 +11,14 @@ from dpipe.cluster.submission import (
     FINISHED,
     RUNNING,
     Submission,
+    cancel,
     read_submission,
     report,
     resume,
     status,
     submit,
 )
-from dpipe.errors import InputError
+from dpipe.errors import ClusterError, InputError
 
 
 def submission(tmp_path, monkeypatch, state):
@@ -72,6 +73,29 @@ def test_a_run_that_the_queue_did_not_end_is_not_called_cancelled(tmp_path, monk
     assert read_submission(made.name).state == RUNNING
 
 
+def test_what_a_driver_writes_while_it_is_not_cancelled_stays(tmp_path, monkeypatch):
+    made = submission(tmp_path, monkeypatch, RUNNING).changed(jobs=("1",))
+    handed_over = json.loads((made.folder / "submission.json").read_text()) | {
+        "jobs": ["1", "2"],
+        "state": "continues",
+    }
+    (tmp_path / "written.json").write_text(json.dumps(handed_over))
+    command = tmp_path / "scancel"
+    command.write_text(f"#!/bin/sh\n/bin/cp {tmp_path}/written.json {made.folder}/submission.json\nexit 1\n")
+    command.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="tips-1 is not cancelled: scancel failed with status 1"):
+        cancel(made)
+    again = read_submission(made.name)
+    assert (again.jobs, again.state) == (("1", "2"), "continues")
+
+
+def test_a_record_of_a_kind_without_a_queue_cannot_be_read(tmp_path, monkeypatch):
+    made = submission(tmp_path, monkeypatch, RUNNING)
+    made.changed(cluster={"kind": "local"})
+    assert "cannot be read: its kind is 'local', which has no queue. It may be" in report()
+
+
 def test_a_run_whose_folder_is_gone_is_not_resumed(tmp_path, monkeypatch):
     made = submission(tmp_path, monkeypatch, FAILED).changed(cwd=str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"was submitted from .*gone, which is no folder any more"):
@@ -80,7 +104,7 @@ def test_a_run_whose_folder_is_gone_is_not_resumed(tmp_path, monkeypatch):
 
 def test_where_submissions_cannot_be_kept_is_told(monkeypatch):
     monkeypatch.setenv("DPIPE_HOME", "/proc/none")
-    assert report() == "nothing was submitted: /proc/none/submitted is empty"
+    assert report() == "nothing was submitted: there are none in /proc/none/submitted"
     with pytest.raises(
         InputError, match=r"Submissions are kept in /proc/none/submitted, which cannot be written"
     ):
