@@ -123,7 +123,7 @@ class _Sharing:
             return  # it is made, and sent in parts
         unknown = recorded_layer(layer).unknown
         if unknown:
-            self.left[layer.index] = f"its weights are not made in place by torch.nn.init ({unknown})"
+            self.left[layer.index] = f"how its weights are made cannot be repeated in parts ({unknown})"
 
     def _keep(self, unit: _Unit, styles: Mapping[str, str]) -> None:
         self.styles.setdefault(unit.layer, {}).update(styles)
@@ -148,7 +148,7 @@ class _Sharing:
             styles, reason = _alone(unit, n)
         else:
             held = module is not None and any(True for _ in module.parameters())
-            styles, reason = {}, f"a {type(module).__name__} cannot be shared" if held else ""
+            styles, reason = {}, f"{type(module).__name__} cannot be shared" if held else ""
         self._keep(unit, styles)
         if reason:
             self.left.setdefault(unit.layer, reason)

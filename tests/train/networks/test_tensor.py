@@ -226,13 +226,13 @@ def test_a_plan_tells_which_layers_are_shared_and_why_others_are_not():
             {0: GATHERED},
             "33 outputs are no multiple of 2",
         ),
-        ([nn.Linear(16, 32), nn.LSTM(32, 32)], 4, {0: GATHERED}, "a LSTM cannot be shared"),
+        ([nn.Linear(16, 32), nn.LSTM(32, 32)], 4, {0: GATHERED}, "1 LSTM: LSTM cannot be shared"),
         ([nn.Embedding(90, 8)], 2, {0: GATHERED}, None),
         (
             [nn.Embedding(90, 8, max_norm=1.0), nn.Linear(16, 32)],
             2,
             {1: GATHERED},
-            "a Embedding cannot be shared",
+            "0 Embedding: Embedding cannot be shared",
         ),
     ],
 )
@@ -295,12 +295,27 @@ def test_parts_of_weights_are_those_of_the_whole(make, style):
         assert torch.equal(put_together([part[name] for part in found]), each)
 
 
+def smaller():
+    module = nn.Linear(16, 32)
+    module.weight.data = module.weight.data * 0.1
+    return module
+
+
+def halved():
+    module = nn.Linear(16, 32)
+    module.bias = nn.Parameter(torch.full((32,), 2.0))
+    with torch.no_grad():
+        module.bias.mul_(0.5)
+    return module
+
+
 def test_weights_that_are_made_otherwise_are_left_whole():
     assert recorded(of_its_own).unknown == "mul_, copy_"
+    assert [recorded(smaller).unknown, recorded(halved).unknown] == ["weight", "bias"]
     assert recorded(lambda: nn.Linear(16, int(torch.ones(1)))).unknown == "DataDependentOutputException"
     found = share(chain_of([of_its_own, functools.partial(nn.Linear, 32, 16)]), 2)
     assert set(found.styles) == {1}
-    assert "0 Linear: its weights are not made in place by torch.nn.init" in found.notes[1]
+    assert "0 Linear: how its weights are made cannot be repeated in parts (mul_, copy_)" in found.notes[1]
 
 
 def test_a_weight_in_two_places_is_left_whole():
