@@ -112,7 +112,10 @@ def narrowed(layer: Layer, styles: Mapping[str, str], n: int) -> Any:
         module.to_empty(device=device)
         with torch.no_grad():
             for each in (*module.parameters(), *module.buffers()):
-                each.uniform_(-0.1, 0.1) if each.is_floating_point() else each.zero_()
+                if each.is_floating_point():
+                    each.uniform_(-0.1, 0.1)
+                else:
+                    each.zero_()
     return module
 
 
@@ -133,8 +136,15 @@ def _narrow(part: Any, style: str, n: int) -> Any:
     if style == GATHERED:
         made.register_forward_hook(_repeated(n))
         # layers that look alike are measured once
-        made.extra_repr = lambda: f"{nn.Module.extra_repr(made)}{tuple(made.weight.shape)}, outputs of {n}"
+        made.extra_repr = lambda: f"{tuple(made.weight.shape)}, outputs of {n}"
+    if style != COLUMNS:
+        made.register_forward_hook(_copied_output)
     return _like(part.weight, made)
+
+
+def _copied_output(_: Any, __: Any, output: Any) -> Any:
+    """Have what follows get a tensor of its own: torch lets nothing change a view of a DTensor in place."""
+    return output.clone()
 
 
 def _repeated(n: int) -> Any:
@@ -198,6 +208,9 @@ class SharedLayer(Layer):
             else:
                 plan[path] = _style(style, isinstance(module.get_submodule(path), torch.nn.Embedding))
         parallelize_module(module, mesh, plan.get("", plan))
+        for path, style in self.styles.items():
+            if style in (GATHERED, ROWS):  # after others stands nothing that works in place
+                module.get_submodule(path).register_forward_hook(_copied_output)
         module.to_empty(device=device)
         held = {self._plain(name): local(value.detach()) for name, value in _held(module).items()}
         torch.manual_seed(drawn(seed, self.index))

@@ -185,7 +185,7 @@ def _encoder(path: str, module: Any, n: int) -> tuple[dict[str, str], str]:
         found[f"{prefix}self_attn"] = HEADS
     if inner % n:
         reasons.append(f"{inner} inner outputs are no multiple of {n}")
-    elif module.dropout.p == 0 and _name_of(module.activation) in _EACH | _EACH_FUNCTIONS:
+    elif module.dropout.p == 0 and _is_each(module.activation):
         found |= {f"{prefix}linear1": COLUMNS, f"{prefix}linear2": ROWS}
     else:
         found |= {f"{prefix}linear1": GATHERED}
@@ -219,7 +219,8 @@ def _traced_units(index: int, path: str, module: Any) -> Iterator[_Unit]:
         and not called
         and len(nodes[0].all_input_nodes) == 1
         and not nodes[0].kwargs.get("inplace")
-        and _name_of(nodes[0].target) in _EACH_FUNCTIONS
+        and not any(each is True for each in nodes[0].args)
+        and _is_each(nodes[0].target)
     ):
         yield _Unit(index, path, None, "each")
         return
@@ -237,6 +238,12 @@ def _name_of(function: Any) -> str:
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
+def _is_each(function: Any) -> bool:
+    """Tell whether a function, a method or a module of torch works on single numbers, and gives others for them."""
+    # what changes its input in place would change what the layer before it has kept
+    return _name_of(function) in _EACH | _EACH_FUNCTIONS and not getattr(function, "inplace", False)
+
+
 def _kind(module: Any) -> str:
     from torch import nn
 
@@ -247,12 +254,7 @@ def _kind(module: Any) -> str:
         return "embedding"
     if kind is nn.TransformerEncoderLayer:
         return "encoder"
-    # what changes its input in place would change what the layer before it has kept
-    each = (
-        kind.__module__.startswith("torch.nn.")
-        and kind.__name__ in _EACH
-        and not getattr(module, "inplace", False)
-    )
+    each = kind.__module__.startswith("torch.nn.") and _is_each(module)
     return "each" if each or (kind is nn.Dropout and module.p == 0) else "other"
 
 

@@ -17,6 +17,7 @@ from dpipe.errors import InputError, MemoryLimitError
 from dpipe.train.networks.chain import Layer, built, chain_of, drawn
 from dpipe.train.networks.drawing import draw, recorded
 from dpipe.train.networks.model_parallel import ModelParallel
+from dpipe.train.networks.own_parts import OwnParts
 from dpipe.train.networks.pieces import Cut, local, put_together
 from dpipe.train.networks.prepared_stages import Grid
 from dpipe.train.networks.shared_layers import COLUMNS, GATHERED, HEADS, ROWS, SharedLayer, cuts_of
@@ -52,8 +53,8 @@ class Words(nn.Module):
 
     def forward(self, x):
         x = self.words((x.abs() * 20).long().clamp(max=89)).flatten(1)
-        x = self.second(torch.relu(self.first(x)))
-        x = x + torch.tanh(self.third(self.norm(x)))
+        x = nn.functional.leaky_relu(self.second(torch.relu(self.first(x))), inplace=True)
+        x = x + torch.tanh_(self.third(self.norm(x)))
         return self.out(self.encoder(x.unflatten(1, (2, 8))).flatten(1)).flatten(0)
 
 
@@ -371,6 +372,43 @@ def test_a_shared_layer_computes_what_the_whole_one_does(mesh, source, styles, g
     ]
     for own, each in zip(shared.parameters(), whole.parameters(), strict=True):
         np.testing.assert_allclose(local(own.grad), each.grad, atol=1e-4)
+
+
+@pytest.fixture
+def updated(mesh):
+    """Has optimizers make a step for weights of which one is shared."""
+    layers = [Layer(0, "0", functools.partial(nn.Linear, 16, 32)), Layer(1, "1", nn.LayerNorm(32))]
+    layers[0] = SharedLayer.of(layers[0], {"": GATHERED}, 0, 1)
+    parts = OwnParts(0, 1, mesh.get_group(), torch.device("cpu"), layers)
+    net = nn.Sequential(*parts.built(0))
+
+    def once(make):
+        net(torch.ones(8, 16)).sigmoid().sum().backward()
+        parts.update(parts.optimizer(make, list(net.parameters())))
+        return net.state_dict()
+
+    return once
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad],
+)
+@pytest.mark.parametrize("how", [{"fused": True}, {"foreach": True}, {}])
+def test_optimizers_update_shared_weights_however_they_are_told_to(updated, optimizer, how):
+    how = {} if optimizer is torch.optim.RMSprop and "fused" in how else how
+    before = {name: local(value).clone() for name, value in updated(lambda held: SGD(held, lr=0.0)).items()}
+    after = updated(functools.partial(optimizer, **how))
+    assert all(float((local(after[name]) - value).detach().abs().max()) > 0 for name, value in before.items())
+
+
+def test_an_optimizer_that_cannot_update_shared_weights_is_named(updated):
+    with pytest.raises(
+        InputError, match="optimizer=Adafactor cannot update weights that processes share: aten.*Give Adam"
+    ):
+        updated(torch.optim.Adafactor)
+    with pytest.raises(InputError, match="optimizer=Rprop cannot .*, or tensor=1"):
+        updated(torch.optim.Rprop)
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
