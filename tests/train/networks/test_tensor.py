@@ -245,6 +245,50 @@ def test_layers_are_shared_as_their_neighbours_allow(layers, n, styles, says):
     assert [i for i, own in styles.items() if own == ROWS] == [i for i in styles if i in found.chain.together]
 
 
+class Block(nn.Module):
+    """Layers beside each other in a forward of its own, as those of most networks."""
+
+    def __init__(self, kind="plain"):
+        super().__init__()
+        self.kind, self.up, self.down = kind, nn.Linear(16, 32), nn.Linear(32, 16)
+        if kind == "weights":
+            self.own = nn.Parameter(torch.zeros(16, 16))
+
+    def forward(self, x):
+        if self.kind == "branches" and x.sum() > 0:
+            return x
+        if self.kind == "weights":
+            x = x @ self.own
+        if self.kind == "looks":
+            x = x + self.down.weight.mean()
+        found = self.down(nn.functional.gelu(self.up(x)))
+        if self.kind == "twice":
+            return self.down(self.up(found))
+        return x + found if self.kind == "residual" else found
+
+
+@pytest.mark.parametrize(
+    ("kind", "styles", "says"),
+    [
+        ("plain", {"up": COLUMNS, "down": ROWS}, None),
+        ("residual", {"up": GATHERED, "down": GATHERED}, None),
+        ("weights", {"up": COLUMNS, "down": ROWS}, "2 Block: computes with weights by itself"),
+        ("looks", None, "2 Block: has a weight in several places"),
+        ("twice", None, "2 Block: has a weight in several places"),
+        ("branches", None, "2 Block: torch.fx cannot follow the forward() of Block"),
+    ],
+)
+def test_blocks_are_shared_as_far_as_they_can_be_followed(kind, styles, says):
+    found = share(chain_of([nn.Linear(16, 16), nn.LayerNorm(16), Block(kind)]), 2)
+    assert found.styles.get(2) == styles
+    assert says is None or says in found.notes[1]
+
+
+def test_weights_of_a_module_by_itself_are_told_of():
+    found = share(chain_of(Block("weights")), 2)
+    assert found.notes[1] == "whole in each of them: layer 0: computes with weights by itself"
+
+
 @pytest.mark.parametrize(
     ("given", "parts", "says"),
     [
@@ -359,6 +403,8 @@ def mesh():
             torch.rand(5, 3, 8),
         ),
         (nn.Embedding(90, 5), {"": ROWS}, torch.arange(20).reshape(4, 5)),
+        (Block, {"up": COLUMNS, "down": ROWS}, torch.rand(5, 16)),
+        (functools.partial(Block, "residual"), {"up": GATHERED, "down": GATHERED}, torch.rand(5, 16)),
     ],
 )
 def test_a_shared_layer_computes_what_the_whole_one_does(mesh, source, styles, given):
