@@ -21,8 +21,8 @@ from dpipe.errors import InputError, LedgerError, MemoryLimitError
 from dpipe.train.loading.loader import Loader
 from dpipe.train.networks.chain import built, chain_of
 from dpipe.train.networks.model_parallel import ModelParallel
-from dpipe.train.networks.prepared_stages import Splitter
 from dpipe.train.networks.ranks import Ranks
+from dpipe.train.networks.splitter import Splitter
 from dpipe.train.networks.stage_files import MANIFEST, StageFiles
 from dpipe.train.networks.training import Trained
 from tests.helpers import raise_if_computes

@@ -19,8 +19,8 @@ from dpipe.train.networks.drawing import draw, recorded
 from dpipe.train.networks.model_parallel import ModelParallel
 from dpipe.train.networks.own_parts import OwnParts
 from dpipe.train.networks.pieces import Cut, local, put_together
-from dpipe.train.networks.prepared_stages import Grid
 from dpipe.train.networks.shared_layers import COLUMNS, GATHERED, HEADS, ROWS, SharedLayer, cuts_of
+from dpipe.train.networks.splitter import Grid
 from dpipe.train.networks.tensor import share
 from tests.helpers import raise_if_computes
 
@@ -468,6 +468,19 @@ def test_a_layer_that_is_too_large_for_one_process_is_shared(tensor):
             network.plan(X, targets, memory=room)
     else:
         assert network.plan(X, targets, memory=room).peak_nbytes < 900 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("tensor", "width", "advised"), [(1, 2**21, 2), (2, 2**22, 4), (1, 2**21 + 1, None), (2, 2**22 + 2, None)]
+)
+def test_more_processes_are_advised_where_they_could_share_what_is_too_large(tensor, width, advised):
+    layers = [nn.Linear(16, 32), nn.LayerNorm(32), functools.partial(nn.Linear, 32, width)]
+    room = psutil.Process().memory_info().rss + tensor * 900 * 2**20
+    with pytest.raises(MemoryLimitError, match="Layer 2 takes") as found:
+        estimator(layers, tensor=tensor).plan(X, X, memory=room)
+    assert [word for word in str(found.value).split() if "tensor" in word] == (
+        [] if advised is None else [f"tensor={advised},"]
+    )
 
 
 def test_memory_is_that_of_the_parts():
