@@ -20,7 +20,18 @@ _PROJECTION, _PROJECTION_LAYER = "in_proj_", "in_proj."
 
 
 def recorded_layer(layer: Layer) -> Recorded:
-    """Record how a layer without weights makes them."""
+    """Record how a layer without weights makes them.
+
+    Parameters
+    ----------
+    layer : Layer
+        Its module is on the meta device, or a function makes it.
+
+    Returns
+    -------
+    Recorded
+        No memory is taken for the weights.
+    """
     import torch
 
     if is_module(layer.source):
@@ -50,7 +61,27 @@ def _copied(module: Any, empty: Callable[[Any], Any]) -> Any:
 
 
 def cuts_of(module: Any, styles: Mapping[str, str]) -> dict[str, Cut]:
-    """Tell how the weights of a layer are cut, by name."""
+    """Tell how the weights of a layer are cut, by name.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The whole layer; its weights may be on the meta device.
+    styles : mapping of str to str
+        How parts of it are cut, by their paths; "" is the layer itself.
+
+    Returns
+    -------
+    dict of str to Cut
+        Weights that each process has whole are not in it.
+
+    Examples
+    --------
+    >>> import pytest
+    >>> nn = pytest.importorskip("torch").nn
+    >>> cuts_of(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), {"0": COLUMNS, "1": ROWS})
+    {'0.weight': Cut(dim=0, groups=1), '0.bias': Cut(dim=0, groups=1), '1.weight': Cut(dim=1, groups=1)}
+    """
     from torch import nn
 
     found: dict[str, Cut] = {}
@@ -97,7 +128,22 @@ def _like(weight: Any, module: Any) -> Any:
 
 
 def narrowed(layer: Layer, styles: Mapping[str, str], n: int) -> Any:
-    """Make a layer as small as each of some processes has it, of made-up weights; to be measured alone."""
+    """Make a layer as small as each of some processes has it, of made-up weights; to be measured alone.
+
+    Parameters
+    ----------
+    layer : Layer
+        The whole one.
+    styles : mapping of str to str
+        How parts of it are cut, by their paths.
+    n : int
+        Processes.
+
+    Returns
+    -------
+    torch.nn.Module
+        It takes and gives what the whole layer does, or its part of that between layers that belong together.
+    """
     import torch
 
     module = bare(layer)
@@ -237,7 +283,21 @@ def _style(style: str, is_embedding: bool = False) -> Any:
 
 
 def built_shared(layers: Sequence[Layer], seed: int, device: Any, mesh: Any) -> list[Any]:
-    """Make the layers of one process, some of which others share."""
+    """Make the layers of one process, some of which others share.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    seed : int
+        What the weights are drawn from, if there are none.
+    device : torch.device
+    mesh : torch.distributed.device_mesh.DeviceMesh
+        Of the processes that share them; all of these must make them.
+
+    Returns
+    -------
+    list of torch.nn.Module
+    """
     alone = [layer for layer in layers if not isinstance(layer, SharedLayer)]
     made = dict(zip((layer.index for layer in alone), built(alone, seed, device), strict=True))
     return [
@@ -247,7 +307,17 @@ def built_shared(layers: Sequence[Layer], seed: int, device: Any, mesh: Any) -> 
 
 
 def all_cuts(layers: Iterable[Layer]) -> dict[str, Cut]:
-    """Tell how the weights of some layers are cut, by their names in the whole module."""
+    """Tell how the weights of some layers are cut, by their names in the whole module.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+
+    Returns
+    -------
+    dict of str to Cut
+        Of those that are shared.
+    """
     return {
         name: cut for layer in layers if isinstance(layer, SharedLayer) for name, cut in layer.cuts.items()
     }
