@@ -124,7 +124,7 @@ def test_two_processes_that_share_layers_learn_what_the_whole_module_does(tmp_pa
     [{"stages": 2}, {"workers": 4}, {"tensor": 4, "order": "gpipe"}, {"stages": 2, "order": "interleaved"}],
 )
 def test_any_grid_of_processes_learns_the_same(given):
-    layers = [*LAYERS[:3], *LAYERS[:3], *LAYERS[3:]]
+    layers = [*LAYERS[:3], Block, *LAYERS[:3], functools.partial(Block, "residual"), *LAYERS[3:]]
     network = estimator(layers, validation=(X[:90], Y[:90]), **given)
     fitted = dpipe.fit(network, X, Y)
     net = nn.Sequential(*built(chain_of(layers).layers, 0))
@@ -282,6 +282,13 @@ def test_blocks_are_shared_as_far_as_they_can_be_followed(kind, styles, says):
     found = share(chain_of([nn.Linear(16, 16), nn.LayerNorm(16), Block(kind)]), 2)
     assert found.styles.get(2) == styles
     assert says is None or says in found.notes[1]
+
+
+def test_a_block_is_left_as_it_is_given():
+    block = Block()
+    block.up.eval()
+    share(chain_of([block]), 2)
+    assert (block.training, block.up.training, block.down.training) == (True, False, True)
 
 
 def test_weights_of_a_module_by_itself_are_told_of():
