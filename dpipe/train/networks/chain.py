@@ -173,6 +173,18 @@ def _filled(layer: Layer, module: Any) -> Any:
 def reset(layer: Layer, module: Any) -> Any:
     """Have all parts of a layer make their weights anew.
 
+    Parameters
+    ----------
+    layer : Layer
+        Is named in errors.
+    module : torch.nn.Module
+        What its weights are made of, in place; they have memory.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same one.
+
     Raises
     ------
     InputError
@@ -181,17 +193,17 @@ def reset(layer: Layer, module: Any) -> Any:
     # inner parts first: what contains them may change what they have drawn
     for part in reversed(list(module.modules())):
         own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        reset: Callable[[], None] | None = getattr(part, "reset_parameters", None) or getattr(
+        begin: Callable[[], None] | None = getattr(part, "reset_parameters", None) or getattr(
             part, "_reset_parameters", None
         )
-        if own and reset is None:
+        if own and begin is None:
             raise InputError(
                 f"Layer {layer.index} is on the meta device, and its {type(part).__name__} with "
                 f"{counted(len(own), 'weight')} has no reset_parameters() to make them. Give a list of functions that "
                 "build the layers."
             )
-        if own and reset is not None:
-            reset()
+        if own and begin is not None:
+            begin()
     return module
 
 

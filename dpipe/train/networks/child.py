@@ -30,6 +30,8 @@ from dpipe.train.networks.ranks import Ranks
 _LOOK_EVERY_S = 0.1
 #: How long processes may take to begin: they import torch. Those that die are noticed by who started them.
 _BEGIN_S = 300.0
+#: What torch says of a layer that has failed in a pipeline; how it has failed is the cause of that.
+_OF_A_LAYER = ("failed to run forward:", "Failed to run stage backward")
 #: Exit status of a rank that says why it has ended.
 _SAID = 3
 
@@ -248,16 +250,28 @@ def _joined(work: Work, ranks: Ranks, meeting: Meeting, threads: int) -> bytes:
 
 def _is_of_others(err: Exception) -> bool:
     """Tell whether an error says that other ranks, or the network, are gone: another group may do better."""
+    return isinstance(err, OSError) or _tells_of_others(err)
+
+
+def _tells_of_others(err: BaseException | None) -> bool:
+    """Look for peers that were lost in an error and its causes.
+
+    What fails within a layer that others share is told as a failure of the stage. There may be a file behind an error
+    of the module: not all of the system's errors are of the network.
+    """
     import torch.distributed as dist
 
-    lost = isinstance(err, dist.DistError | OSError) or any(
+    if err is None:
+        return False
+    lost = isinstance(err, dist.DistError | ConnectionError | TimeoutError) or any(
         name in str(err) for name in ("gloo", "Gloo", "NCCL", "Connection", "Timed out")
     )
-    # what fails within a layer that others share is told as a failure of the stage
-    return lost or (isinstance(err.__cause__, Exception) and _is_of_others(err.__cause__))
+    return lost or _tells_of_others(err.__cause__)
 
 
-def _complaint(err: Exception) -> str:
+def _complaint(err: BaseException) -> str:
+    if err.__cause__ is not None and any(each in str(err) for each in _OF_A_LAYER):
+        return _complaint(err.__cause__)
     if isinstance(err, DpipeError):
         return str(err)
     return (

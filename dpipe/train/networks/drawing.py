@@ -13,8 +13,10 @@ from dpipe.train.networks.pieces import Cut
 
 #: What draws each number after the one before it, so that some rows after others are all of them.
 _DRAWN = ("uniform_", "normal_")
+#: What makes all numbers alike.
+_FILLED = ("fill_", "zero_")
 #: What does the same to each number by itself.
-_EACH = ("fill_", "zero_", "mul_", "add_", "sub_", "div_", "clamp_", "erfinv_")
+_EACH = (*_FILLED, "mul_", "add_", "sub_", "div_")
 #: Torch draws normal numbers by so many at once.
 _AT_ONCE = 16
 
@@ -44,7 +46,18 @@ class Recorded:
 
 
 def recorded(make: Callable[[], Any]) -> Recorded:
-    """Record how a function makes a module, without memory for its weights."""
+    """Record how a function makes a module, without memory for its weights.
+
+    Parameters
+    ----------
+    make : callable ``() -> torch.nn.Module``
+        Is called once, where tensors have shapes and no numbers.
+
+    Returns
+    -------
+    Recorded
+        Whatever cannot be done in parts stands in its `unknown`; nothing that `make` raises comes through.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,7 +70,8 @@ def recorded(make: Callable[[], Any]) -> Recorded:
             kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
             plain = not any(isinstance(each, torch.Tensor) for each in args[1:])
             if name in _DRAWN + _EACH and plain and not any(kwargs.values()) and args[0].is_contiguous():
-                done.append((name, args[0], args[1:]))
+                # a stand-in with the memory of now: `weight.data = ...` may give the weight another one later
+                done.append((name, args[0].detach(), args[1:]))
             elif func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
                 unknown.append(name)
             return func(*args, **kwargs)
@@ -78,7 +92,9 @@ def recorded(make: Callable[[], Any]) -> Recorded:
             unknown.append(method)
         else:
             steps.append(step)
-    filled = {step.name for step in steps if step.rows == (0, step.shape[0])}
+    # what only changes numbers says nothing of where they came from
+    making = [step for step in steps if step.method in _DRAWN + _FILLED]
+    filled = {step.name for step in making if step.rows == (0, step.shape[0])}
     unknown += [name for name in held if name not in filled]
     return Recorded(tuple(steps), ", ".join(dict.fromkeys(unknown)))
 

@@ -48,9 +48,12 @@ class ModelParallel(NetworkEstimator):
         Processes in all, a multiple of `stages` times `tensor`: as many copies of the network learn side by side, each
         its shares of a batch, and add up their gradients. Default: one copy.
     tensor : int, default 1
-        Processes that share each stage (tensor parallelism): each has a part of every Linear, Embedding and
-        TransformerEncoderLayer whose sizes are multiples of it, and all other layers whole; `plan` says which. They
-        send each other what their parts give, in each layer: that pays where layers are large.
+        Processes that share each stage (tensor parallelism): each has a part of the Linear, Embedding and
+        TransformerEncoderLayer that have at least 256 weights and sizes that are multiples of it, also inside of
+        modules whose `forward` torch.fx can follow, and all else whole: subclasses of these, attention with dropout,
+        what makes its weights in ways that cannot be repeated in parts. `plan` says which, and why. They send each
+        other what their parts give, in each layer: that pays where layers are large. Adam, AdamW, SGD and most other
+        optimizers of torch can update such weights; Adafactor and Rprop cannot.
     micro_batches : int, optional
         Into how many parts a copy cuts its rows of a batch. Default: four for each stage, and more where memory asks
         for it.

@@ -3,9 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dpipe.errors import InputError
 from dpipe.train.networks.chain import Layer, built
 from dpipe.train.networks.pieces import Cut, is_part, local, put_together
 from dpipe.train.networks.shared_layers import all_cuts, built_shared
+
+#: What torch speaks of where it cannot compute with tensors that are shared.
+_OF_SHARED = ("DTensor", "placement", "sharding strategy")
 
 
 class OwnParts:
@@ -40,12 +44,32 @@ class OwnParts:
 
     def optimizer(self, make: Callable[[Any], Any], weights: Sequence[Any]) -> Any:
         """Make the optimizer of some weights."""
-        made = make(weights)
-        if len({hasattr(each, "placements") for each in weights}) > 1:
-            # torch does not update weights that are shared and others in one go
-            for group in made.param_groups:
-                group |= {"foreach": False} if "foreach" in group else {}
+        made, kinds = make(weights), {_is_shared(each) for each in weights}
+        # torch does not update weights that are shared and others in one go, and many kernels know no shared ones
+        unable = ["fused"] * (True in kinds) + ["foreach"] * (len(kinds) > 1)
+        for group in made.param_groups:
+            group |= {name: False for name in unable if name in group}
         return made
+
+    def update(self, optimizer: Any) -> None:
+        """Have an optimizer make a step.
+
+        Raises
+        ------
+        InputError
+            If it does what torch cannot do with weights that are shared.
+        """
+        try:
+            optimizer.step()
+        except RuntimeError as err:
+            held = (each for group in optimizer.param_groups for each in group["params"])
+            # memory may be short, and peers may be gone, as well
+            if not any(map(_is_shared, held)) or not any(each in str(err) for each in _OF_SHARED):
+                raise
+            raise InputError(
+                f"optimizer={type(optimizer).__name__} cannot update weights that processes share: "
+                f"{str(err).partition(': ')[0]}. Give Adam, AdamW or SGD, or tensor=1."
+            ) from err
 
     def own(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Give what this process writes of weights, by full name: what all have, the first of them."""
@@ -65,20 +89,18 @@ class OwnParts:
         return {name: state for name, state in kept.items() if state or not self._shard}
 
     def _written(self, name: str, value: Any) -> Any:
-        placement = value.placements[0] if hasattr(value, "placements") else None
+        placement = value.placements[0] if _is_shared(value) else None
         if placement is not None and placement.is_shard():
             cut = self._cuts.get(name)
             return (cut if cut is not None and cut.dim == placement.dim else Cut(placement.dim)).part(
                 _here(value)
             )
-        if placement is not None and placement.is_partial():
-            value = value.full_tensor()  # all of them must ask
         return None if self._shard else _here(value)
 
     def taken(self, parts: Sequence[Any], name: str, like: Any) -> Any:
         """Give a weight as this process has it, out of what processes have written."""
         own = put_together(parts, self._shard, self._n_shards, self._cuts.get(name))
-        return self._as(own, like.placements) if hasattr(like, "placements") else own
+        return self._as(own, like.placements) if _is_shared(like) else own
 
     def remembered(self, parts: Sequence[Mapping[str, Any]], name: str, weight: Any) -> dict[str, Any]:
         """Give what the optimizer remembers of a weight, out of what processes have written."""
@@ -89,7 +111,7 @@ class OwnParts:
             value = put_together(held, self._shard, self._n_shards, self._cuts.get(name) if alike else None)
             if hasattr(value, "clone"):
                 value = value.clone()  # it is mapped from a file that the next checkpoint replaces
-                if hasattr(weight, "placements") and value.dim():
+                if _is_shared(weight) and value.dim():
                     value = self._as(value, weight.placements if alike else None)
             found[key] = value
         return found
@@ -99,6 +121,10 @@ class OwnParts:
 
         placements = (Replicate(),) if placements is None else placements
         return DTensor.from_local(own.to(self._device), self._mesh, placements, run_check=False)
+
+
+def _is_shared(value: Any) -> bool:
+    return hasattr(value, "placements")
 
 
 def _here(value: Any) -> Any:

@@ -65,6 +65,19 @@ def put_together(parts: Sequence[Any], shard: int = 0, n_shards: int = 1, cut: C
         Whose part is asked for.
     cut : Cut, optional
         How; None for all of it.
+
+    Returns
+    -------
+    tensor, or dict of tensors
+        Without a copy, where nothing must be put together.
+
+    Examples
+    --------
+    >>> import pytest
+    >>> torch = pytest.importorskip("torch")
+    >>> parts = [Cut(0).part(torch.tensor([[1, 2]])), Cut(0).part(torch.tensor([[3, 4]]))]
+    >>> put_together(parts).tolist(), put_together(parts, 1, 2, Cut(1)).tolist()
+    ([[1, 2], [3, 4]], [[2], [4]])
     """
     first = parts[0]
     if isinstance(first, Mapping) and not is_part(first):  # what an optimizer remembers of a weight
@@ -83,7 +96,23 @@ def put_together(parts: Sequence[Any], shard: int = 0, n_shards: int = 1, cut: C
 
 
 def gathered_parts(trees: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """List what processes hold, by name."""
+    """List what processes hold, by name.
+
+    Parameters
+    ----------
+    trees : iterable of mappings
+        What each of them has, in their order.
+
+    Returns
+    -------
+    dict of str to list
+        Names that the first does not have stand after its own.
+
+    Examples
+    --------
+    >>> gathered_parts([{"weight": 1}, {"weight": 2, "bias": 3}])
+    {'weight': [1, 2], 'bias': [3]}
+    """
     found: dict[str, list[Any]] = {}
     for tree in trees:
         for name, value in tree.items():

@@ -20,7 +20,18 @@ _PROJECTION, _PROJECTION_LAYER = "in_proj_", "in_proj."
 
 
 def recorded_layer(layer: Layer) -> Recorded:
-    """Record how a layer without weights makes them."""
+    """Record how a layer without weights makes them.
+
+    Parameters
+    ----------
+    layer : Layer
+        Its module is on the meta device, or a function makes it.
+
+    Returns
+    -------
+    Recorded
+        No memory is taken for the weights.
+    """
     import torch
 
     if is_module(layer.source):
@@ -50,7 +61,27 @@ def _copied(module: Any, empty: Callable[[Any], Any]) -> Any:
 
 
 def cuts_of(module: Any, styles: Mapping[str, str]) -> dict[str, Cut]:
-    """Tell how the weights of a layer are cut, by name."""
+    """Tell how the weights of a layer are cut, by name.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The whole layer; its weights may be on the meta device.
+    styles : mapping of str to str
+        How parts of it are cut, by their paths; "" is the layer itself.
+
+    Returns
+    -------
+    dict of str to Cut
+        Weights that each process has whole are not in it.
+
+    Examples
+    --------
+    >>> import pytest
+    >>> nn = pytest.importorskip("torch").nn
+    >>> cuts_of(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), {"0": COLUMNS, "1": ROWS})
+    {'0.weight': Cut(dim=0, groups=1), '0.bias': Cut(dim=0, groups=1), '1.weight': Cut(dim=1, groups=1)}
+    """
     from torch import nn
 
     found: dict[str, Cut] = {}
@@ -97,7 +128,22 @@ def _like(weight: Any, module: Any) -> Any:
 
 
 def narrowed(layer: Layer, styles: Mapping[str, str], n: int) -> Any:
-    """Make a layer as small as each of some processes has it, of made-up weights; to be measured alone."""
+    """Make a layer as small as each of some processes has it, of made-up weights; to be measured alone.
+
+    Parameters
+    ----------
+    layer : Layer
+        The whole one.
+    styles : mapping of str to str
+        How parts of it are cut, by their paths.
+    n : int
+        Processes.
+
+    Returns
+    -------
+    torch.nn.Module
+        It takes and gives what the whole layer does, or its part of that between layers that belong together.
+    """
     import torch
 
     module = bare(layer)
@@ -112,7 +158,10 @@ def narrowed(layer: Layer, styles: Mapping[str, str], n: int) -> Any:
         module.to_empty(device=device)
         with torch.no_grad():
             for each in (*module.parameters(), *module.buffers()):
-                each.uniform_(-0.1, 0.1) if each.is_floating_point() else each.zero_()
+                if each.is_floating_point():
+                    each.uniform_(-0.1, 0.1)
+                else:
+                    each.zero_()
     return module
 
 
@@ -133,8 +182,15 @@ def _narrow(part: Any, style: str, n: int) -> Any:
     if style == GATHERED:
         made.register_forward_hook(_repeated(n))
         # layers that look alike are measured once
-        made.extra_repr = lambda: f"{nn.Module.extra_repr(made)}{tuple(made.weight.shape)}, outputs of {n}"
+        made.extra_repr = lambda: f"{tuple(made.weight.shape)}, outputs of {n}"
+    if style != COLUMNS:
+        made.register_forward_hook(_copied_output)
     return _like(part.weight, made)
+
+
+def _copied_output(_: Any, __: Any, output: Any) -> Any:
+    """Have what follows get a tensor of its own: torch lets nothing change a view of a DTensor in place."""
+    return output.clone()
 
 
 def _repeated(n: int) -> Any:
@@ -198,6 +254,9 @@ class SharedLayer(Layer):
             else:
                 plan[path] = _style(style, isinstance(module.get_submodule(path), torch.nn.Embedding))
         parallelize_module(module, mesh, plan.get("", plan))
+        for path, style in self.styles.items():
+            if style in (GATHERED, ROWS):  # after others stands nothing that works in place
+                module.get_submodule(path).register_forward_hook(_copied_output)
         module.to_empty(device=device)
         held = {self._plain(name): local(value.detach()) for name, value in _held(module).items()}
         torch.manual_seed(drawn(seed, self.index))
@@ -224,7 +283,21 @@ def _style(style: str, is_embedding: bool = False) -> Any:
 
 
 def built_shared(layers: Sequence[Layer], seed: int, device: Any, mesh: Any) -> list[Any]:
-    """Make the layers of one process, some of which others share."""
+    """Make the layers of one process, some of which others share.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    seed : int
+        What the weights are drawn from, if there are none.
+    device : torch.device
+    mesh : torch.distributed.device_mesh.DeviceMesh
+        Of the processes that share them; all of these must make them.
+
+    Returns
+    -------
+    list of torch.nn.Module
+    """
     alone = [layer for layer in layers if not isinstance(layer, SharedLayer)]
     made = dict(zip((layer.index for layer in alone), built(alone, seed, device), strict=True))
     return [
@@ -234,7 +307,17 @@ def built_shared(layers: Sequence[Layer], seed: int, device: Any, mesh: Any) -> 
 
 
 def all_cuts(layers: Iterable[Layer]) -> dict[str, Cut]:
-    """Tell how the weights of some layers are cut, by their names in the whole module."""
+    """Tell how the weights of some layers are cut, by their names in the whole module.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+
+    Returns
+    -------
+    dict of str to Cut
+        Of those that are shared.
+    """
     return {
         name: cut for layer in layers if isinstance(layer, SharedLayer) for name, cut in layer.cuts.items()
     }

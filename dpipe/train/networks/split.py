@@ -190,9 +190,27 @@ class SplitPlan:
 
 
 def check_layers(
-    chain: Chain, weights: Sequence[Weights], n_stages: int, ratio: float, memory: int | None
+    chain: Chain,
+    weights: Sequence[Weights],
+    n_stages: int,
+    ratio: float,
+    memory: int | None,
+    hint: Callable[[int], str] = lambda _: "",
 ) -> None:
     """Refuse what cannot be split, before anything is computed.
+
+    Parameters
+    ----------
+    chain : Chain
+    weights : sequence of Weights
+        Of each layer.
+    n_stages : int
+    ratio : float
+        From `state_ratio`.
+    memory : int, optional
+        Bytes that a process may take.
+    hint : callable ``(layer) -> str``
+        What else would help where a layer is too large; ends in a comma and a space.
 
     Raises
     ------
@@ -216,7 +234,7 @@ def check_layers(
             raise MemoryLimitError(
                 f"Layer {layer.index} takes {format_bytes(least)} with its gradients, the optimizer's state and the "
                 f"process itself, and a process may take {format_bytes(memory)}. No cut helps: give more memory, an "
-                "optimizer that keeps less, tensor=2, so that processes share it, or several layers in its place."
+                f"optimizer that keeps less, {hint(layer.index)}or several layers in its place."
             )
 
 

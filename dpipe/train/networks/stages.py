@@ -347,7 +347,7 @@ class _Stage:
         self._add_up()
         self._check_finite(sum(losses) if self._tells else torch.zeros((), device=self._device))
         if self._optimizer is not None:
-            self._optimizer.step()
+            self._parts_of.update(self._optimizer)
         if self._schedule is not None:
             self._schedule.step()
         clock.n_rows += self._n_all
@@ -517,8 +517,9 @@ class _Stage:
         if self._optimizer is not None and found.first("groups") is not None:
             states, names = found.parts("optimizer"), self._learned_names()
             made = self._optimizer.state_dict()
+            here = ("params", "foreach", "fused")  # how it computes is not what was learned
             groups = [
-                {**kept, "params": own["params"]}
+                kept | {name: own[name] for name in here if name in own}
                 for kept, own in zip(found.first("groups"), made["param_groups"], strict=True)
             ]
             known = {

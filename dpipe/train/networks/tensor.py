@@ -19,6 +19,7 @@ from typing import Any
 from dpipe.errors import InputError
 from dpipe.train.networks.chain import Chain, Layer, is_module
 from dpipe.train.networks.shared_layers import COLUMNS, GATHERED, HEADS, ROWS, narrowed, recorded_layer
+from dpipe.train.networks.traced import traced_links
 
 #: Layers of fewer weights take longer to be put together than to be computed.
 _SMALL = 256
@@ -54,10 +55,23 @@ class _Unit:
     kind: str
     """"linear", "embedding", "encoder", "each" for a function of single numbers, "inside" for a linear layer within
     what cannot be followed further, and "other"."""
+    why: str = ""
+    """Why it is whole in each process, if neither the kind nor the sizes tell."""
 
 
 def share(chain: Chain, n: int) -> Shared:
     """Find the layers that some processes can share.
+
+    Parameters
+    ----------
+    chain : Chain
+    n : int
+        Processes.
+
+    Returns
+    -------
+    Shared
+        Nothing is computed, and no weights are made.
 
     Raises
     ------
@@ -66,12 +80,13 @@ def share(chain: Chain, n: int) -> Shared:
     """
     found = _Sharing(chain, n)
     styles = {index: own for index, own in found.styles.items() if own}
-    whole = [f"{_named(chain.layers[index])}: {reason}" for index, reason in sorted(found.left.items())]
+    whole = [f"{_named(chain.layers[index])}: {', '.join(why)}" for index, why in sorted(found.left.items())]
     if not styles:
         raise InputError(
             f"tensor={n} finds no layer that {n} processes could share ({'; '.join(whole) or 'none has weights'}). "
-            f"They can share Linear, Embedding and TransformerEncoderLayer, of at least {_SMALL} weights, and of sizes "
-            f"that are multiples of {n}. Give tensor=1, or other sizes."
+            f"They can share Linear, Embedding and TransformerEncoderLayer, themselves and no subclasses, of at least "
+            f"{_SMALL} weights and of sizes that are multiples of {n}, where torch.fx can follow what calls them. Give "
+            "tensor=1, or such layers."
         )
     layers = [
         Layer(each.index, each.name, partial(narrowed, each, styles[each.index], n))
@@ -93,15 +108,15 @@ class _Sharing:
         self._n = n
         self._units = [u for i, each in enumerate(skeletons) for u in _units(i, "", each)]
         self.styles: dict[int, dict[str, str]] = {}
-        self.left: dict[int, str] = {}
-        """Why a layer, or a part of it, is whole in each process."""
+        self.left: dict[int, list[str]] = {}
+        """Why a layer, or parts of it, are whole in each process."""
         self.together: set[int] = set()
         """Places before which the chain cannot be cut, as what is between is in parts."""
         for layer, skeleton in zip(chain.layers, skeletons, strict=True):
             if any(True for _ in skeleton.parameters()):
                 self._look(layer)
         for index in _tied(skeletons):
-            self.left[index] = "has a weight in several places"
+            self.left[index] = ["has a weight in several places"]
         self._closed = set(self.left)
         done: set[int] = set()
         for i, unit in enumerate(self._units):
@@ -123,7 +138,11 @@ class _Sharing:
             return  # it is made, and sent in parts
         unknown = recorded_layer(layer).unknown
         if unknown:
-            self.left[layer.index] = f"its weights are not made in place by torch.nn.init ({unknown})"
+            self._leave(layer.index, f"how its weights are made cannot be repeated in parts ({unknown})")
+
+    def _leave(self, index: int, reason: str) -> None:
+        known = self.left.setdefault(index, [])
+        known += [reason] * (reason not in known)
 
     def _keep(self, unit: _Unit, styles: Mapping[str, str]) -> None:
         self.styles.setdefault(unit.layer, {}).update(styles)
@@ -148,10 +167,10 @@ class _Sharing:
             styles, reason = _alone(unit, n)
         else:
             held = module is not None and any(True for _ in module.parameters())
-            styles, reason = {}, f"a {type(module).__name__} cannot be shared" if held else ""
+            styles, reason = {}, unit.why or (f"{type(module).__name__} cannot be shared" if held else "")
         self._keep(unit, styles)
         if reason:
-            self.left.setdefault(unit.layer, reason)
+            self._leave(unit.layer, reason)
 
 
 def _alone(unit: _Unit, n: int) -> tuple[dict[str, str], str]:
@@ -185,7 +204,7 @@ def _encoder(path: str, module: Any, n: int) -> tuple[dict[str, str], str]:
         found[f"{prefix}self_attn"] = HEADS
     if inner % n:
         reasons.append(f"{inner} inner outputs are no multiple of {n}")
-    elif module.dropout.p == 0 and _name_of(module.activation) in _EACH | _EACH_FUNCTIONS:
+    elif module.dropout.p == 0 and _is_each(module.activation):
         found |= {f"{prefix}linear1": COLUMNS, f"{prefix}linear2": ROWS}
     else:
         found |= {f"{prefix}linear1": GATHERED}
@@ -202,14 +221,32 @@ def _units(index: int, path: str, module: Any) -> Iterator[_Unit]:
             yield from _units(index, f"{path}.{name}" if path else name, child)
     elif isinstance(module, fx.GraphModule):
         yield from _traced_units(index, path, module)
-    else:
+    elif type(module).__module__.startswith("torch.nn.") or not any(True for _ in module.parameters()):
         yield _Unit(index, path, module, _kind(module))
+    else:
+        yield from _block_units(index, path, module)
+
+
+def _block_units(index: int, path: str, module: Any) -> Iterator[_Unit]:
+    """Take a module with a forward of its own apart."""
+    try:
+        links = traced_links(module)
+    except InputError:
+        why = f"torch.fx cannot follow the forward() of {type(module).__name__}"
+        yield _Unit(index, path, module, "other", why)
+        return
+    if _tied(links):
+        yield _Unit(index, path, module, "other", "has a weight in several places")
+        return
+    for link in links:
+        yield from _traced_units(index, path, link)
 
 
 def _traced_units(index: int, path: str, module: Any) -> Iterator[_Unit]:
     nodes = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
     called = [node for node in nodes if node.op == "call_module"]
-    looked = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    used = {str(node.target) for node in nodes if node.op == "get_attr"}
+    looked = {name.rpartition(".")[0] for name in used}
     if len(nodes) == len(called) == 1 and len(called[0].args) == 1 and not called[0].kwargs:
         target = called[0].target
         yield from _units(index, f"{path}.{target}" if path else target, module.get_submodule(target))
@@ -219,7 +256,8 @@ def _traced_units(index: int, path: str, module: Any) -> Iterator[_Unit]:
         and not called
         and len(nodes[0].all_input_nodes) == 1
         and not nodes[0].kwargs.get("inplace")
-        and _name_of(nodes[0].target) in _EACH_FUNCTIONS
+        and not any(each is True for each in nodes[0].args)
+        and _is_each(nodes[0].target)
     ):
         yield _Unit(index, path, None, "each")
         return
@@ -229,12 +267,19 @@ def _traced_units(index: int, path: str, module: Any) -> Iterator[_Unit]:
             yield _Unit(index, f"{path}.{target}" if path else target, part, "inside")
         else:
             yield _Unit(index, path, part, "other")
-    yield _Unit(index, path, None, "other")
+    own = used.intersection(name for name, _ in module.named_parameters(remove_duplicate=False))
+    yield _Unit(index, path, None, "other", "computes with weights by itself" if own else "")
 
 
 def _name_of(function: Any) -> str:
     """Name a function, a method or a module."""
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def _is_each(function: Any) -> bool:
+    """Tell whether a function, a method or a module of torch works on single numbers, and gives others for them."""
+    # what changes its input in place would change what the layer before it has kept
+    return _name_of(function) in _EACH | _EACH_FUNCTIONS and not getattr(function, "inplace", False)
 
 
 def _kind(module: Any) -> str:
@@ -247,12 +292,7 @@ def _kind(module: Any) -> str:
         return "embedding"
     if kind is nn.TransformerEncoderLayer:
         return "encoder"
-    # what changes its input in place would change what the layer before it has kept
-    each = (
-        kind.__module__.startswith("torch.nn.")
-        and kind.__name__ in _EACH
-        and not getattr(module, "inplace", False)
-    )
+    each = kind.__module__.startswith("torch.nn.") and _is_each(module)
     return "each" if each or (kind is nn.Dropout and module.p == 0) else "other"
 
 

@@ -44,9 +44,7 @@ def traced_links(module: Any) -> list[Any]:
         for node in step:
             known[node] = cut.node_copy(node, known.__getitem__)
         cut.output(known[step[-1]])
-        link = fx.GraphModule(module, cut)
-        link.train(module.training)
-        found.append(link)
+        found.append(fx.GraphModule(module, cut))
         given = step[-1]
     return found
 

@@ -10,9 +10,9 @@ from dpipe.errors import InputError, MemoryLimitError
 from dpipe.train.networks.chain import built, chain_of
 from dpipe.train.networks.model_parallel import ModelParallel
 from dpipe.train.networks.orders import in_flight
-from dpipe.train.networks.prepared_stages import Grid
 from dpipe.train.networks.profile import LayerProfile, Values, Weights
 from dpipe.train.networks.split import RANK_NBYTES, Load, SplitPlan, plan_split
+from dpipe.train.networks.splitter import Grid
 from tests.helpers import raise_if_computes
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")

@@ -21,8 +21,8 @@ from dpipe.errors import InputError, LedgerError, MemoryLimitError
 from dpipe.train.loading.loader import Loader
 from dpipe.train.networks.chain import built, chain_of
 from dpipe.train.networks.model_parallel import ModelParallel
-from dpipe.train.networks.prepared_stages import Splitter
 from dpipe.train.networks.ranks import Ranks
+from dpipe.train.networks.splitter import Splitter
 from dpipe.train.networks.stage_files import MANIFEST, StageFiles
 from dpipe.train.networks.training import Trained
 from tests.helpers import raise_if_computes
@@ -178,6 +178,14 @@ def test_both_orders_learn_the_same_bits(alone, tmp_path):
     assert largest_difference(weights_in(tmp_path / "a"), weights_in(tmp_path / "b")) == 0
 
 
+def test_how_the_optimizer_computes_is_not_recalled(alone, tmp_path):
+    run_alone(estimator(stages=1, epochs=1), tmp_path)
+    network = estimator(stages=1)
+    network.optimizer = functools.partial(ADAM, foreach=False)
+    run_alone(network, tmp_path)
+    assert StageFiles(str(tmp_path), "it").last(2).first("groups")[0]["foreach"] is False
+
+
 def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_last_checkpoint(alone, tmp_path):
     bad = Y.copy()
     order = Loader(X, Y, batch_size=128).order
@@ -292,6 +300,23 @@ def test_all_processes_stop_where_the_loss_is_not_finite(tmp_path, given):
         dpipe.fit(estimator(**given), X, bad, workdir=tmp_path)
     written = torch.load(next((tmp_path / "networks" / "fit-stages").glob("stage-0-*.pt")), weights_only=True)
     assert all(torch.isfinite(value).all() for value in written["module"].values())
+
+
+class Looks(nn.Module):
+    """Looks for what is not there when rows are large: those that layers are tried on are not."""
+
+    def forward(self, x):
+        try:
+            return x if x.min() < 500 else open("/no/such/table")
+        except FileNotFoundError as err:
+            raise ValueError("the table of this layer is not there") from err
+
+
+def test_what_a_layer_complains_of_is_told_at_once():
+    with pytest.raises(
+        InputError, match="has failed: ValueError: the table of this layer is not there. It would"
+    ):
+        dpipe.fit(estimator([Looks, *LAYERS], stages=1), X + 1000, Y)
 
 
 class Deadly(nn.Module):

@@ -17,9 +17,10 @@ from dpipe.errors import InputError, MemoryLimitError
 from dpipe.train.networks.chain import Layer, built, chain_of, drawn
 from dpipe.train.networks.drawing import draw, recorded
 from dpipe.train.networks.model_parallel import ModelParallel
+from dpipe.train.networks.own_parts import OwnParts
 from dpipe.train.networks.pieces import Cut, local, put_together
-from dpipe.train.networks.prepared_stages import Grid
 from dpipe.train.networks.shared_layers import COLUMNS, GATHERED, HEADS, ROWS, SharedLayer, cuts_of
+from dpipe.train.networks.splitter import Grid
 from dpipe.train.networks.tensor import share
 from tests.helpers import raise_if_computes
 
@@ -52,8 +53,8 @@ class Words(nn.Module):
 
     def forward(self, x):
         x = self.words((x.abs() * 20).long().clamp(max=89)).flatten(1)
-        x = self.second(torch.relu(self.first(x)))
-        x = x + torch.tanh(self.third(self.norm(x)))
+        x = nn.functional.leaky_relu(self.second(torch.relu(self.first(x))), inplace=True)
+        x = x + torch.tanh_(self.third(self.norm(x)))
         return self.out(self.encoder(x.unflatten(1, (2, 8))).flatten(1)).flatten(0)
 
 
@@ -123,7 +124,7 @@ def test_two_processes_that_share_layers_learn_what_the_whole_module_does(tmp_pa
     [{"stages": 2}, {"workers": 4}, {"tensor": 4, "order": "gpipe"}, {"stages": 2, "order": "interleaved"}],
 )
 def test_any_grid_of_processes_learns_the_same(given):
-    layers = [*LAYERS[:3], *LAYERS[:3], *LAYERS[3:]]
+    layers = [*LAYERS[:3], Block, *LAYERS[:3], functools.partial(Block, "residual"), *LAYERS[3:]]
     network = estimator(layers, validation=(X[:90], Y[:90]), **given)
     fitted = dpipe.fit(network, X, Y)
     net = nn.Sequential(*built(chain_of(layers).layers, 0))
@@ -226,13 +227,13 @@ def test_a_plan_tells_which_layers_are_shared_and_why_others_are_not():
             {0: GATHERED},
             "33 outputs are no multiple of 2",
         ),
-        ([nn.Linear(16, 32), nn.LSTM(32, 32)], 4, {0: GATHERED}, "a LSTM cannot be shared"),
+        ([nn.Linear(16, 32), nn.LSTM(32, 32)], 4, {0: GATHERED}, "1 LSTM: LSTM cannot be shared"),
         ([nn.Embedding(90, 8)], 2, {0: GATHERED}, None),
         (
             [nn.Embedding(90, 8, max_norm=1.0), nn.Linear(16, 32)],
             2,
             {1: GATHERED},
-            "a Embedding cannot be shared",
+            "0 Embedding: Embedding cannot be shared",
         ),
     ],
 )
@@ -242,6 +243,57 @@ def test_layers_are_shared_as_their_neighbours_allow(layers, n, styles, says):
     assert says is None or says in found.notes[1]
     # what has a part of its numbers only cannot be sent
     assert [i for i, own in styles.items() if own == ROWS] == [i for i in styles if i in found.chain.together]
+
+
+class Block(nn.Module):
+    """Layers beside each other in a forward of its own, as those of most networks."""
+
+    def __init__(self, kind="plain"):
+        super().__init__()
+        self.kind, self.up, self.down = kind, nn.Linear(16, 32), nn.Linear(32, 16)
+        if kind == "weights":
+            self.own = nn.Parameter(torch.zeros(16, 16))
+
+    def forward(self, x):
+        if self.kind == "branches" and x.sum() > 0:
+            return x
+        if self.kind == "weights":
+            x = x @ self.own
+        if self.kind == "looks":
+            x = x + self.down.weight.mean()
+        found = self.down(nn.functional.gelu(self.up(x)))
+        if self.kind == "twice":
+            return self.down(self.up(found))
+        return x + found if self.kind == "residual" else found
+
+
+@pytest.mark.parametrize(
+    ("kind", "styles", "says"),
+    [
+        ("plain", {"up": COLUMNS, "down": ROWS}, None),
+        ("residual", {"up": GATHERED, "down": GATHERED}, None),
+        ("weights", {"up": COLUMNS, "down": ROWS}, "2 Block: computes with weights by itself"),
+        ("looks", None, "2 Block: has a weight in several places"),
+        ("twice", None, "2 Block: has a weight in several places"),
+        ("branches", None, "2 Block: torch.fx cannot follow the forward() of Block"),
+    ],
+)
+def test_blocks_are_shared_as_far_as_they_can_be_followed(kind, styles, says):
+    found = share(chain_of([nn.Linear(16, 16), nn.LayerNorm(16), Block(kind)]), 2)
+    assert found.styles.get(2) == styles
+    assert says is None or says in found.notes[1]
+
+
+def test_a_block_is_left_as_it_is_given():
+    block = Block()
+    block.up.eval()
+    share(chain_of([block]), 2)
+    assert (block.training, block.up.training, block.down.training) == (True, False, True)
+
+
+def test_weights_of_a_module_by_itself_are_told_of():
+    found = share(chain_of(Block("weights")), 2)
+    assert found.notes[1] == "whole in each of them: layer 0: computes with weights by itself"
 
 
 @pytest.mark.parametrize(
@@ -295,12 +347,27 @@ def test_parts_of_weights_are_those_of_the_whole(make, style):
         assert torch.equal(put_together([part[name] for part in found]), each)
 
 
+def smaller():
+    module = nn.Linear(16, 32)
+    module.weight.data = module.weight.data * 0.1
+    return module
+
+
+def halved():
+    module = nn.Linear(16, 32)
+    module.bias = nn.Parameter(torch.full((32,), 2.0))
+    with torch.no_grad():
+        module.bias.mul_(0.5)
+    return module
+
+
 def test_weights_that_are_made_otherwise_are_left_whole():
     assert recorded(of_its_own).unknown == "mul_, copy_"
+    assert [recorded(smaller).unknown, recorded(halved).unknown] == ["weight", "bias"]
     assert recorded(lambda: nn.Linear(16, int(torch.ones(1)))).unknown == "DataDependentOutputException"
     found = share(chain_of([of_its_own, functools.partial(nn.Linear, 32, 16)]), 2)
     assert set(found.styles) == {1}
-    assert "0 Linear: its weights are not made in place by torch.nn.init" in found.notes[1]
+    assert "0 Linear: how its weights are made cannot be repeated in parts (mul_, copy_)" in found.notes[1]
 
 
 def test_a_weight_in_two_places_is_left_whole():
@@ -343,6 +410,8 @@ def mesh():
             torch.rand(5, 3, 8),
         ),
         (nn.Embedding(90, 5), {"": ROWS}, torch.arange(20).reshape(4, 5)),
+        (Block, {"up": COLUMNS, "down": ROWS}, torch.rand(5, 16)),
+        (functools.partial(Block, "residual"), {"up": GATHERED, "down": GATHERED}, torch.rand(5, 16)),
     ],
 )
 def test_a_shared_layer_computes_what_the_whole_one_does(mesh, source, styles, given):
@@ -358,6 +427,43 @@ def test_a_shared_layer_computes_what_the_whole_one_does(mesh, source, styles, g
         np.testing.assert_allclose(local(own.grad), each.grad, atol=1e-4)
 
 
+@pytest.fixture
+def updated(mesh):
+    """Has optimizers make a step for weights of which one is shared."""
+    layers = [Layer(0, "0", functools.partial(nn.Linear, 16, 32)), Layer(1, "1", nn.LayerNorm(32))]
+    layers[0] = SharedLayer.of(layers[0], {"": GATHERED}, 0, 1)
+    parts = OwnParts(0, 1, mesh.get_group(), torch.device("cpu"), layers)
+    net = nn.Sequential(*parts.built(0))
+
+    def once(make):
+        net(torch.ones(8, 16)).sigmoid().sum().backward()
+        parts.update(parts.optimizer(make, list(net.parameters())))
+        return net.state_dict()
+
+    return once
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad],
+)
+@pytest.mark.parametrize("how", [{"fused": True}, {"foreach": True}, {}])
+def test_optimizers_update_shared_weights_however_they_are_told_to(updated, optimizer, how):
+    how = {} if optimizer is torch.optim.RMSprop and "fused" in how else how
+    before = {name: local(value).clone() for name, value in updated(lambda held: SGD(held, lr=0.0)).items()}
+    after = updated(functools.partial(optimizer, **how))
+    assert all(float((local(after[name]) - value).detach().abs().max()) > 0 for name, value in before.items())
+
+
+def test_an_optimizer_that_cannot_update_shared_weights_is_named(updated):
+    with pytest.raises(
+        InputError, match="optimizer=Adafactor cannot update weights that processes share: aten.*Give Adam"
+    ):
+        updated(torch.optim.Adafactor)
+    with pytest.raises(InputError, match="optimizer=Rprop cannot .*, or tensor=1"):
+        updated(torch.optim.Rprop)
+
+
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_layer_that_is_too_large_for_one_process_is_shared(tensor):
     # its states are 384 MiB, and a process takes 600 by itself
@@ -369,6 +475,19 @@ def test_a_layer_that_is_too_large_for_one_process_is_shared(tensor):
             network.plan(X, targets, memory=room)
     else:
         assert network.plan(X, targets, memory=room).peak_nbytes < 900 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("tensor", "width", "advised"), [(1, 2**21, 2), (2, 2**22, 4), (1, 2**21 + 1, None), (2, 2**22 + 2, None)]
+)
+def test_more_processes_are_advised_where_they_could_share_what_is_too_large(tensor, width, advised):
+    layers = [nn.Linear(16, 32), nn.LayerNorm(32), functools.partial(nn.Linear, 32, width)]
+    room = psutil.Process().memory_info().rss + tensor * 900 * 2**20
+    with pytest.raises(MemoryLimitError, match="Layer 2 takes") as found:
+        estimator(layers, tensor=tensor).plan(X, X, memory=room)
+    assert [word for word in str(found.value).split() if "tensor" in word] == (
+        [] if advised is None else [f"tensor={advised},"]
+    )
 
 
 def test_memory_is_that_of_the_parts():
