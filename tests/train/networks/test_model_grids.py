@@ -14,6 +14,7 @@ from dpipe.train.networks.profile import LayerProfile, Values, Weights
 from dpipe.train.networks.split import RANK_NBYTES, Load, SplitPlan, plan_split
 from dpipe.train.networks.splitter import Grid
 from tests.helpers import raise_if_computes
+from tests.train.networks.by_hand import largest_difference, losses_by_hand
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 nn = torch.nn
@@ -42,19 +43,8 @@ def by_hand(network, X, y):
     """Give the losses and the weights of a plain loop over the same batches."""
     net = nn.Sequential(*built(chain_of(network.module).layers, 0))
     loader, _ = network.loaders(X, y, 0)
-    optimizer, losses = network.optimizer(net.parameters()), []
-    for _ in range(network.epochs):
-        for x, target in loader:
-            optimizer.zero_grad()
-            found = network.loss(net(x), target)
-            found.backward()
-            optimizer.step()
-            losses.append(float(found.detach()))
-    return losses, net.state_dict()
-
-
-def largest_difference(found, expected):
-    return max(float((found[name] - value).abs().max()) for name, value in expected.items())
+    optimizer = network.optimizer(net.parameters())
+    return losses_by_hand(net, loader, optimizer, network.loss, network.epochs), net.state_dict()
 
 
 @pytest.mark.timeout(240)
@@ -101,12 +91,7 @@ def test_partial_fit_goes_on_with_weights_and_what_the_optimizer_remembers():
     net, losses = nn.Sequential(*built(chain_of(LAYERS).layers, 0)), []
     optimizer = network.optimizer(net.parameters())
     for own, target in parts:  # each of them once
-        for x, wanted in network.loaders(own, target, 0)[0]:
-            optimizer.zero_grad()
-            found = network.loss(net(x), wanted)
-            found.backward()
-            optimizer.step()
-            losses.append(float(found.detach()))
+        losses += losses_by_hand(net, network.loaders(own, target, 0)[0], optimizer, network.loss)
     np.testing.assert_allclose(network.losses_, losses, rtol=1e-5)
     assert largest_difference(network.state_dict(), net.state_dict()) < 1e-6
     assert (network.n_calls_, network.n_features_in_) == (2, 6)

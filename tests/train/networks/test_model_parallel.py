@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 import threading
 import time
 from dataclasses import replace
@@ -26,6 +25,7 @@ from dpipe.train.networks.splitter import Splitter
 from dpipe.train.networks.stage_files import MANIFEST, StageFiles
 from dpipe.train.networks.training import Trained
 from tests.helpers import raise_if_computes
+from tests.train.networks.by_hand import Deadly, largest_difference, losses_by_hand
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 nn = torch.nn
@@ -51,19 +51,7 @@ def estimator(module=None, loss=nn.functional.mse_loss, **given):
 
 def by_hand(net, X=X, y=Y, loss=nn.functional.mse_loss, epochs=2):
     """Give the losses of a plain loop, which trains the module."""
-    optimizer, loader, losses = ADAM(net.parameters()), Loader(X, y, batch_size=128), []
-    for _ in range(epochs):
-        for x, target in loader:
-            optimizer.zero_grad()
-            found = loss(net(x), target)
-            found.backward()
-            optimizer.step()
-            losses.append(float(found.detach()))
-    return losses
-
-
-def largest_difference(found, expected):
-    return max(float((found[name] - value).abs().max()) for name, value in expected.items())
+    return losses_by_hand(net, Loader(X, y, batch_size=128), ADAM(net.parameters()), loss, epochs)
 
 
 def test_two_processes_learn_what_the_whole_module_does_and_keep_it(tmp_path):
@@ -319,27 +307,12 @@ def test_what_a_layer_complains_of_is_told_at_once():
         dpipe.fit(estimator([Looks, *LAYERS], stages=1), X + 1000, Y)
 
 
-class Deadly(nn.Module):
-    """Ends its process, once and at the worst, when it has been called some times."""
-
-    def __init__(self, mark):
-        super().__init__()
-        self.mark, self.left = mark, 35
-
-    def forward(self, x):
-        self.left -= 1
-        if self.left == 0 and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("place", [1, 5])
 def test_a_process_that_dies_costs_the_batches_since_the_last_checkpoint(tmp_path, place):
     mark = tmp_path / "died"
-    deadly = [*LAYERS[:place], functools.partial(Deadly, mark), *LAYERS[place:]]
+    deadly = [*LAYERS[:place], functools.partial(Deadly, mark, 35), *LAYERS[place:]]
     fitted = dpipe.fit(estimator(deadly), X, Y, workdir=tmp_path / "run")
     assert mark.exists()
     net = nn.Sequential(*[part for part in built(chain_of(deadly).layers, 0) if not isinstance(part, Deadly)])

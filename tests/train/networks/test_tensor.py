@@ -1,8 +1,6 @@
 """Networks whose large layers several processes share, beside whole ones."""
 
 import functools
-import os
-import signal
 
 import dask.array as da
 import numpy as np
@@ -23,6 +21,7 @@ from dpipe.train.networks.shared_layers import COLUMNS, GATHERED, HEADS, ROWS, S
 from dpipe.train.networks.splitter import Grid
 from dpipe.train.networks.tensor import share
 from tests.helpers import raise_if_computes
+from tests.train.networks.by_hand import Deadly, largest_difference, losses_by_hand
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 nn = torch.nn
@@ -74,19 +73,7 @@ def estimator(module=None, **given):
 def by_hand(network, net, epochs):
     """Give the losses of a plain loop over the same batches, which trains the module."""
     loader, _ = network.loaders(X, Y, 0)
-    optimizer, losses = network.optimizer(net.parameters()), []
-    for _ in range(epochs):
-        for x, target in loader:
-            optimizer.zero_grad()
-            found = network.loss(net(x), target)
-            found.backward()
-            optimizer.step()
-            losses.append(float(found.detach()))
-    return losses
-
-
-def largest_difference(found, expected):
-    return max(float((found[name] - value).abs().max()) for name, value in expected.items())
+    return losses_by_hand(net, loader, network.optimizer(net.parameters()), network.loss, epochs)
 
 
 def words():
@@ -134,26 +121,11 @@ def test_any_grid_of_processes_learns_the_same(given):
     assert fitted.validation_losses_[-1] == pytest.approx(found, rel=1e-5)
 
 
-class Deadly(nn.Module):
-    """Ends its process, once, when it has been called some times."""
-
-    def __init__(self, mark):
-        super().__init__()
-        self.mark, self.left = mark, 22
-
-    def forward(self, x):
-        self.left -= 1
-        if self.left == 0 and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_process_that_dies_costs_the_batches_since_the_last_checkpoint(tmp_path):
     adam = functools.partial(torch.optim.Adam, lr=0.01)
-    deadly = [*LAYERS[:3], functools.partial(Deadly, tmp_path / "died"), *LAYERS[3:]]
+    deadly = [*LAYERS[:3], functools.partial(Deadly, tmp_path / "died", 22), *LAYERS[3:]]
     fitted = dpipe.fit(estimator(deadly, optimizer=adam), X, Y, workdir=tmp_path / "run")
     assert (tmp_path / "died").exists()
     whole = dpipe.fit(estimator(deadly, optimizer=adam), X, Y)  # it has died before
