@@ -1,11 +1,10 @@
-"""What tests of split networks share: a plain loop of torch to compare with, and a layer that ends its process."""
+"""What tests of split networks share: a plain loop of torch to compare with, and a layer that ends its process.
+
+It is imported where PyTorch is not installed, too.
+"""
 
 import os
 import signal
-
-import pytest
-
-torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 
 
 def losses_by_hand(net, loader, optimizer, loss, epochs=1):
@@ -25,8 +24,8 @@ def largest_difference(found, expected):
     return max(float((found[name] - value).abs().max()) for name, value in expected.items())
 
 
-class Deadly(torch.nn.Module):
-    """Ends its process, once and at the worst, when it has been called some times."""
+class EndsItsProcess:
+    """What a layer does that ends its process, once and at the worst, when it has been called some times."""
 
     def __init__(self, mark, calls):
         super().__init__()

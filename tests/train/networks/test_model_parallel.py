@@ -25,7 +25,7 @@ from dpipe.train.networks.splitter import Splitter
 from dpipe.train.networks.stage_files import MANIFEST, StageFiles
 from dpipe.train.networks.training import Trained
 from tests.helpers import raise_if_computes
-from tests.train.networks.by_hand import Deadly, largest_difference, losses_by_hand
+from tests.train.networks.by_hand import EndsItsProcess, largest_difference, losses_by_hand
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 nn = torch.nn
@@ -305,6 +305,10 @@ def test_what_a_layer_complains_of_is_told_at_once():
         InputError, match="has failed: ValueError: the table of this layer is not there. It would"
     ):
         dpipe.fit(estimator([Looks, *LAYERS], stages=1), X + 1000, Y)
+
+
+class Deadly(EndsItsProcess, nn.Module):
+    pass
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from dpipe.train.networks.shared_layers import COLUMNS, GATHERED, HEADS, ROWS, S
 from dpipe.train.networks.splitter import Grid
 from dpipe.train.networks.tensor import share
 from tests.helpers import raise_if_computes
-from tests.train.networks.by_hand import Deadly, largest_difference, losses_by_hand
+from tests.train.networks.by_hand import EndsItsProcess, largest_difference, losses_by_hand
 
 torch = pytest.importorskip("torch", reason="networks need PyTorch: pip install 'dpipe[torch]'")
 nn = torch.nn
@@ -119,6 +119,10 @@ def test_any_grid_of_processes_learns_the_same(given):
     assert largest_difference(fitted.state_dict(), net.state_dict()) < 1e-6
     found = float(np.mean((fitted.predict(X[:90]) - Y[:90]) ** 2))
     assert fitted.validation_losses_[-1] == pytest.approx(found, rel=1e-5)
+
+
+class Deadly(EndsItsProcess, nn.Module):
+    pass
 
 
 @pytest.mark.slow
